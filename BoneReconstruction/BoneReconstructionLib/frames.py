@@ -1,0 +1,66 @@
+"""The standard bone frame and the one place where left and right are exchanged.
+
+The standard frame is that of a right bone: +x patient right (lateral), +y anterior, +z proximal, millimetres, origin
+at the prototype's centroid. A left bone is mirrored in x on the way in and back on the way out, always through
+`MIRROR`, which is its own inverse.
+"""
+
+import numpy as np
+
+MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+SIDES = ("left", "right")
+
+
+def side_to_right(side):
+    """Return the (4, 4) matrix that makes a right bone of a bone of `side`, and a bone of `side` of a right one.
+
+    Args:
+        side: "left" or "right".
+
+    Raises:
+        ValueError: for any other word.
+    """
+    if side not in SIDES:
+        raise ValueError(f"The side is 'left' or 'right', not {side!r}.")
+    return MIRROR.copy() if side == "left" else np.eye(4)
+
+
+def transform_points(matrix, points):
+    """Apply a (4, 4) affine matrix to (n, 3) points."""
+    matrix = np.asarray(matrix, dtype=float)
+    return np.asarray(points) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def rotation_about(axis, angle):
+    """Return the (3, 3) rotation by `angle` radians about the unit vector `axis` (right-hand rule)."""
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def similarity_from_points(source, target, weights=None, scaled=True):
+    """Best similarity (or rigid motion) that takes corresponding points to each other, never a mirror image.
+
+    Umeyama, IEEE TPAMI 13(4), 1991.
+
+    Args:
+        source: (n, 3) points.
+        target: (n, 3) points in correspondence.
+        weights: (n,) non-negative; equal when None.
+        scaled: False keeps the scale at 1.
+
+    Returns:
+        (4, 4) matrix target_from_source.
+    """
+    weights = np.ones(len(source)) if weights is None else np.asarray(weights, dtype=float)
+    weights = weights / weights.sum()
+    source_centre, target_centre = weights @ source, weights @ target
+    covariance = ((source - source_centre) * weights[:, None]).T @ (target - target_centre)
+    u, singular, vt = np.linalg.svd(covariance)
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = ((u * signs) @ vt).T
+    scale = (singular * signs).sum() / (weights @ ((source - source_centre) ** 2).sum(1)) if scaled else 1.0
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * rotation
+    matrix[:3, 3] = target_centre - matrix[:3, :3] @ source_centre
+    return matrix

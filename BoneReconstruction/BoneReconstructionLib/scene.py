@@ -1,0 +1,658 @@
+"""Bridge between the Slicer scene and the ground library.
+
+Everything that leaves the scene is in world RAS millimetres: parent transforms are applied on the way out, and what
+comes back is added in world coordinates without a parent transform. No function overwrites a node that it did not
+make itself.
+"""
+
+import csv
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import slicer
+import slicer.util
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.jobs import RESULT, Job, python_command
+from BoneReconstructionLib.meshing import from_polydata, to_polydata
+from BoneReconstructionLib.surfacefiles import read_surface
+from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.volumes import Volume, bounding_box, check_geometry, crop, resample
+
+TERMINOLOGY_NAME = "Bone reconstruction"
+CATEGORY_CODE = "SCT^123037004^Anatomical Structure"
+BONE_CODES = {
+    "tibia": "SCT^12611008^Tibia",
+    "fibula": "SCT^87342007^Fibula",
+    "femur": "SCT^71341001^Femur",
+    "patella": "SCT^64234005^Patella",
+    "L1": "SCT^66794005^L1 vertebra",
+    "L2": "SCT^14293000^L2 vertebra",
+    "L3": "SCT^36470004^L3 vertebra",
+    "L4": "SCT^11994002^L4 vertebra",
+    "L5": "SCT^49668003^L5 vertebra",
+}
+SIDE_CODES = {"left": "SCT^7771000^Left", "right": "SCT^24028007^Right", None: "^^"}
+
+# Blue inside, white on the surface, red outside: told apart by the colour-blind too.
+HEATMAP_COLORS = (
+    (-1.0, (0.02, 0.19, 0.58)),
+    (-0.5, (0.26, 0.58, 0.86)),
+    (0.0, (0.97, 0.97, 0.97)),
+    (0.5, (0.96, 0.62, 0.47)),
+    (1.0, (0.70, 0.05, 0.10)),
+)
+NO_VALUE_COLOR = (0.45, 0.45, 0.45)
+HEATMAP_ATTRIBUTE = "BoneReconstruction.Heatmap"
+
+
+# Transforms
+
+
+def worldMatrix(node) -> np.ndarray:
+    """The linear transform that takes a node's own coordinates to world RAS.
+
+    Args:
+        node: any transformable node.
+
+    Returns:
+        (4, 4) float64.
+
+    Raises:
+        InputError: the node is under a transform that is not linear.
+    """
+    transformNode = node.GetParentTransformNode()
+    if transformNode is None:
+        return np.eye(4)
+    if not transformNode.IsTransformToWorldLinear():
+        raise InputError(f'"{node.GetName()}" is under a transform that is not linear: harden it first.')
+    matrix = vtk.vtkMatrix4x4()
+    transformNode.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def addTransform(matrix: np.ndarray, name: str):
+    """Add a linear transform node (4x4, to parent, RAS mm)."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", uniqueName(name))
+    slicer.util.updateTransformMatrixFromArray(node, np.asarray(matrix, dtype=float))
+    return node
+
+
+# Volumes and masks
+
+
+def volumeFromNode(volumeNode) -> Volume:
+    """A scalar or labelmap volume node as Volume in world RAS; the array is the node's own memory, not a copy.
+
+    Raises:
+        InputError: no image, several components, a transform that is not linear, sheared or singular geometry.
+    """
+    image = volumeNode.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None:
+        raise InputError(f'"{volumeNode.GetName()}" holds no image: load or select another volume.')
+    components = image.GetNumberOfScalarComponents()
+    if components != 1:
+        raise InputError(f'"{volumeNode.GetName()}" has {components} components per voxel: select a scalar volume.')
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    ijkToRas = worldMatrix(volumeNode) @ slicer.util.arrayFromVTKMatrix(matrix)
+    check_geometry(ijkToRas)
+    return Volume(slicer.util.arrayFromVolume(volumeNode), ijkToRas)
+
+
+def volumeToNode(volume: Volume, name: str, nodeClass: str = "vtkMRMLScalarVolumeNode"):
+    """Add a volume node (bool arrays as uint8) with a unique name."""
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    return slicer.util.addVolumeFromArray(array, volume.ijk_to_ras, uniqueName(name), nodeClass)
+
+
+def segmentMask(segmentationNode, segmentId: str) -> Volume:
+    """A segment as bool Volume, in the grid that the segmentation keeps it in, moved to world RAS.
+
+    Raises:
+        InputError: no such segment, an empty one, or a geometry that volumes refuse.
+    """
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId) if segmentId else None
+    if segment is None:
+        raise InputError(f'"{segmentationNode.GetName()}" has no such segment: select one.')
+    image = slicer.vtkOrientedImageData()
+    slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(
+        segmentationNode, segmentId, image, False)
+    if image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
+        raise InputError(f'The segment "{segment.GetName()}" is empty.')
+    extent = image.GetExtent()
+    shape = (extent[5] - extent[4] + 1, extent[3] - extent[2] + 1, extent[1] - extent[0] + 1)
+    mask = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape) != 0
+    if not mask.any():
+        raise InputError(f'The segment "{segment.GetName()}" is empty.')
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    firstVoxel = np.eye(4)
+    firstVoxel[:3, 3] = extent[0], extent[2], extent[4]
+    ijkToRas = worldMatrix(segmentationNode) @ slicer.util.arrayFromVTKMatrix(matrix) @ firstVoxel
+    check_geometry(ijkToRas)
+    return Volume(mask, ijkToRas)
+
+
+def roiMask(roiNode) -> Volume:
+    """A box ROI as bool Volume along the ROI's own axes: all voxels set, their outer faces on the ROI's faces.
+
+    Resampled to another grid (nearest), it marks exactly the voxels whose centres lie in the ROI.
+
+    Raises:
+        InputError: a ROI without volume, or one under a transform that is not linear.
+    """
+    size = np.array(roiNode.GetSize(), dtype=float)
+    if not (size > 0).all():
+        raise InputError(f'The ROI "{roiNode.GetName()}" has no volume: place it or give it a size.')
+    # Voxels of about 1 mm: region tests that look at voxel neighbours see the same box.
+    counts = np.clip(np.ceil(size), 1, 512).astype(int)
+    objectFromIjk = np.diag([*(size / counts), 1.0])
+    objectFromIjk[:3, 3] = (size / counts - size) / 2
+    nodeFromObject = slicer.util.arrayFromVTKMatrix(roiNode.GetObjectToNodeMatrix())
+    ijkToRas = worldMatrix(roiNode) @ nodeFromObject @ objectFromIjk
+    check_geometry(ijkToRas)
+    return Volume(np.ones(counts[::-1], dtype=bool), ijkToRas)
+
+
+def maskFromNode(node, segmentId: str = "") -> Volume:
+    """A bone or region named in a panel as bool Volume in world RAS, in its own grid.
+
+    Args:
+        node: segmentation (with segmentId), labelmap volume (nonzero voxels) or ROI node.
+        segmentId: the segment, for segmentations.
+
+    Raises:
+        InputError: as segmentMask, volumeFromNode and roiMask; a labelmap with no voxel set or with several labels.
+    """
+    if node.IsA("vtkMRMLSegmentationNode"):
+        return segmentMask(node, segmentId)
+    if node.IsA("vtkMRMLMarkupsROINode"):
+        return roiMask(node)
+    volume = volumeFromNode(node)
+    values = np.unique(volume.array)
+    labels = values[values != 0]
+    if len(labels) == 0:
+        raise InputError(f'The labelmap "{node.GetName()}" is empty.')
+    if len(labels) > 1:
+        raise InputError(f'The labelmap "{node.GetName()}" holds {len(labels)} labels: import it as segmentation and '
+                         "select the segment.")
+    return Volume(volume.array != 0, volume.ijk_to_ras)
+
+
+def maskInGeometry(mask: Volume, reference: Volume) -> Volume:
+    """A bool Volume brought to another volume's grid: copied where the grids agree, else antialiased.
+
+    Args:
+        mask: bool Volume in any grid.
+        reference: the volume whose shape and geometry the result has.
+
+    Returns:
+        bool Volume with reference's shape and ijk_to_ras.
+    """
+    referenceFromMask = np.linalg.solve(reference.ijk_to_ras, mask.ijk_to_ras)
+    shift = np.round(referenceFromMask[:3, 3]).astype(int)
+    expected = np.eye(4)
+    expected[:3, 3] = shift
+    # 0.01 voxel at the far corner: finer than any mask is drawn.
+    corner = np.append(np.array(mask.array.shape[::-1]) - 1, 1)
+    sameGrid = np.allclose(referenceFromMask[:3, :3], np.eye(3), atol=1e-2) and np.allclose(
+        referenceFromMask @ corner, expected @ corner, atol=1e-2)
+    if not sameGrid:
+        method = "nearest" if mask.array.all() else "antialiased"
+        return resample(mask, reference.array.shape, reference.ijk_to_ras, interpolation=method)
+    result = np.zeros(reference.array.shape, dtype=bool)
+    source, target = [], []
+    for start, length, limit in zip(shift[::-1], mask.array.shape, reference.array.shape):
+        lower, upper = max(start, 0), min(start + length, limit)
+        target.append(slice(lower, max(upper, lower)))
+        source.append(slice(lower - start, max(upper, lower) - start))
+    result[tuple(target)] = mask.array[tuple(source)]
+    return Volume(result, reference.ijk_to_ras)
+
+
+# Segments
+
+
+def terminologyEntry(bone: str, side: str | None = None) -> str:
+    """The serialized terminology entry of a bone (key of BONE_CODES) and a side ("left", "right" or None)."""
+    return "~".join((TERMINOLOGY_NAME, CATEGORY_CODE, BONE_CODES[bone], SIDE_CODES[side], "", "^^", "^^"))
+
+
+def loadTerminology(path: str) -> str:
+    """Load the extension's terminology file into Slicer's list, once.
+
+    Args:
+        path: the .term.json file.
+
+    Returns:
+        The terminology's name.
+
+    Raises:
+        InputError: the file is missing or Slicer cannot read it.
+    """
+    logic = slicer.modules.terminologies.logic()
+    if logic.IsTerminologyContextLoaded(TERMINOLOGY_NAME):
+        return TERMINOLOGY_NAME
+    name = logic.LoadTerminologyFromFile(str(path))
+    if not name:
+        raise InputError(f"The terminology file {path} cannot be read: install the extension again.")
+    return name
+
+
+def addSegmentation(name: str, referenceVolumeNode=None):
+    """Add an empty segmentation node with display and, where given, a reference image geometry."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", uniqueName(name))
+    node.CreateDefaultDisplayNodes()
+    if referenceVolumeNode is not None:
+        node.SetReferenceImageGeometryParameterFromVolumeNode(referenceVolumeNode)
+    return node
+
+
+def addSegment(segmentationNode, mask: Volume, name: str, color, bone: str, side: str | None = None) -> str:
+    """Add a bool Volume as a new segment coded by our terminology.
+
+    Args:
+        segmentationNode: a segmentation without parent transform.
+        mask: bool Volume in world RAS; voxels that are not set at the borders are cropped away.
+        name: the segment's name.
+        color: red, green, blue in 0..1.
+        bone: key of BONE_CODES.
+        side: "left", "right" or None.
+
+    Returns:
+        The segment's ID.
+
+    Raises:
+        InputError: the mask is empty.
+    """
+    if not mask.array.any():
+        raise InputError(f'"{name}" is empty.')
+    part = crop(mask, *bounding_box(mask.array))
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(part.array.shape[::-1])
+    scalars = numpy_to_vtk(part.array.astype(np.uint8).ravel(), deep=True)
+    image.GetPointData().SetScalars(scalars)
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(part.ijk_to_ras))
+    segmentId = segmentationNode.AddSegmentFromBinaryLabelmapRepresentation(image, name, list(color))
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    segment.SetTerminology(terminologyEntry(bone, side))
+    return segmentId
+
+
+def addEmptySegment(segmentationNode, name: str, color) -> str:
+    """Add a segment to draw in, with a name that no other segment of the node has; returns its ID."""
+    segmentation = segmentationNode.GetSegmentation()
+    segmentId = segmentation.AddEmptySegment(segmentation.GenerateUniqueSegmentID(name), name, list(color))
+    return segmentId
+
+
+# Models and heatmaps
+
+
+def surfaceFromModel(modelNode) -> Surface:
+    """A model node's triangles as Surface in world RAS.
+
+    Raises:
+        InputError: no mesh, or a transform that is not linear.
+    """
+    polyData = modelNode.GetPolyData()
+    if polyData is None or polyData.GetNumberOfPolys() + polyData.GetNumberOfStrips() == 0:
+        raise InputError(f'The model "{modelNode.GetName()}" has no triangles: select another one.')
+    triangles = vtk.vtkTriangleFilter()
+    triangles.SetInputData(polyData)
+    triangles.PassLinesOff()
+    triangles.PassVertsOff()
+    triangles.Update()
+    return transformed(from_polydata(triangles.GetOutput()), worldMatrix(modelNode))
+
+
+def surfaceToModel(surface: Surface, name: str, color, opacity: float = 1.0, scalars: dict | None = None):
+    """Add a model node in world RAS.
+
+    Args:
+        surface: the triangles.
+        name: node name, made unique.
+        color: red, green, blue in 0..1.
+        opacity: 0 (invisible) to 1.
+        scalars: point arrays by name, each (n,).
+
+    Returns:
+        The vtkMRMLModelNode with its display node.
+    """
+    polyData = to_polydata(surface)
+    for key, values in (scalars or {}).items():
+        array = numpy_to_vtk(np.asarray(values, dtype=np.float32), deep=True)
+        array.SetName(key)
+        polyData.GetPointData().AddArray(array)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", uniqueName(name))
+    node.SetAndObservePolyData(polyData)
+    node.CreateDefaultDisplayNodes()
+    displayNode = node.GetDisplayNode()
+    displayNode.SetColor(*color)
+    displayNode.SetOpacity(opacity)
+    displayNode.SetVisibility2D(True)
+    displayNode.SetSliceIntersectionThickness(2)
+    return node
+
+
+def readSurfaceWithScalars(path) -> tuple[Surface, dict]:
+    """Read a .vtp file's triangles (RAS mm) and its scalar point arrays by name, each (n,).
+
+    Raises:
+        InputError: the file is missing or unreadable.
+    """
+    surface = read_surface(path)
+    reader = vtk.vtkXMLPolyDataReader()
+    reader.SetFileName(str(path))
+    reader.Update()
+    pointData = reader.GetOutput().GetPointData()
+    arrays = [pointData.GetArray(index) for index in range(pointData.GetNumberOfArrays())]
+    return surface, {array.GetName(): vtk_to_numpy(array) for array in arrays if array.GetNumberOfComponents() == 1}
+
+
+def setModelVisible(modelNode, visible: bool, opacity: float | None = None) -> None:
+    """Show a model with an opacity (0 to 1; None: as it is), or hide it together with its legend."""
+    displayNode = modelNode.GetDisplayNode()
+    displayNode.SetVisibility(visible)
+    if opacity is not None:
+        displayNode.SetOpacity(opacity)
+    if not visible:
+        setHeatmapVisible(modelNode, False)
+
+
+def addHeatmap(modelNode, arrayName: str, rangeMm: float, title: str):
+    """Colour a model by signed distances, with a colour node of its own and a legend.
+
+    Args:
+        modelNode: a model with the point array arrayName, signed mm, NaN where there is no value (drawn grey).
+        arrayName: the point array.
+        rangeMm: colours run from -rangeMm to +rangeMm.
+        title: legend title; it must name the unit and the sign.
+
+    Returns:
+        The vtkMRMLProceduralColorNode.
+    """
+    colorNode = slicer.mrmlScene.AddNewNodeByClass(
+        "vtkMRMLProceduralColorNode", uniqueName(modelNode.GetName() + " distance colors"))
+    colorNode.SetAttribute(HEATMAP_ATTRIBUTE, "1")
+    displayNode = modelNode.GetDisplayNode()
+    displayNode.SetActiveScalar(arrayName, vtk.vtkAssignAttribute.POINT_DATA)
+    displayNode.SetAndObserveColorNodeID(colorNode.GetID())
+    displayNode.SetScalarRangeFlag(slicer.vtkMRMLDisplayNode.UseManualScalarRange)
+    legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(modelNode)
+    legend.SetTitleText(title)
+    legend.SetLabelFormat("%.1f")
+    legend.SetNumberOfLabels(5)
+    setHeatmapRange(modelNode, rangeMm)
+    setHeatmapVisible(modelNode, True)
+    return colorNode
+
+
+def setHeatmapRange(modelNode, rangeMm: float) -> None:
+    """Let a heatmap's colours run from -rangeMm to +rangeMm (mm, above 0)."""
+    displayNode = modelNode.GetDisplayNode()
+    colorNode = displayNode.GetColorNode()
+    function = colorNode.GetColorTransferFunction()
+    function.RemoveAllPoints()
+    for position, color in HEATMAP_COLORS:
+        function.AddRGBPoint(position * rangeMm, *color)
+    colorNode.GetLookupTable().SetNanColor(*NO_VALUE_COLOR, 1.0)
+    displayNode.SetScalarRange(-rangeMm, rangeMm)
+
+
+def setHeatmapVisible(modelNode, visible: bool) -> None:
+    """Show a model in its distance colours with legend, or in its plain colour."""
+    modelNode.GetDisplayNode().SetScalarVisibility(visible)
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(modelNode)
+    if legend is not None:
+        legend.SetVisibility(visible)
+
+
+def restoreHeatmaps() -> None:
+    """Give heatmaps of a loaded scene their grey for "no value" back: scene files do not keep it."""
+    for colorNode in slicer.util.getNodesByClass("vtkMRMLProceduralColorNode"):
+        if colorNode.GetAttribute(HEATMAP_ATTRIBUTE):
+            colorNode.GetLookupTable().SetNanColor(*NO_VALUE_COLOR, 1.0)
+            colorNode.Modified()
+
+
+# Tables and records
+
+
+def addTable(columns: dict, name: str, units: dict | None = None):
+    """Add a table node.
+
+    Args:
+        columns: column name to list of numbers or of strings.
+        name: node name, made unique.
+        units: column name to unit.
+
+    Returns:
+        The vtkMRMLTableNode.
+    """
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", uniqueName(name))
+    for columnName, values in columns.items():
+        isText = any(isinstance(value, str) for value in values)
+        array = vtk.vtkStringArray() if isText else vtk.vtkDoubleArray()
+        array.SetName(columnName)
+        for value in values:
+            array.InsertNextValue(str(value) if isText else float(value))
+        node.AddColumn(array)
+    for columnName, unit in (units or {}).items():
+        node.SetColumnUnitLabel(columnName, unit)
+    node.SetUseColumnTitleAsColumnHeader(True)
+    return node
+
+
+def tableFromCsv(path, name: str):
+    """Add a table node from a comma-separated file with a header row; columns of numbers become numbers."""
+    with open(path, encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    return addTable({title: _numbersOrText(values) for title, values in zip(header, zip(*rows))}, name)
+
+
+def _numbersOrText(values):
+    try:
+        return [float(value) if value else float("nan") for value in values]
+    except ValueError:
+        return [str(value) for value in values]
+
+
+def tableToCsv(tableNode, path) -> None:
+    """Write a table node as a comma-separated file with a header row; a file of that name is replaced at the end.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    table = tableNode.GetTable()
+    columns = range(table.GetNumberOfColumns())
+    partial = Path(f"{path}.partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([table.GetColumnName(column) for column in columns])
+        for row in range(table.GetNumberOfRows()):
+            writer.writerow([table.GetValue(row, column).ToString() for column in columns])
+    os.replace(partial, path)
+
+
+def recordFromJson(path, name: str):
+    """Add a text node that keeps a job's result.json (inputs, settings, versions, figures) with the scene."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", uniqueName(name))
+    node.SetText(Path(path).read_text(encoding="utf-8"))
+    return node
+
+
+# Order in the scene
+
+
+def uniqueName(name: str) -> str:
+    """The name itself while no node has it, else the name with a number."""
+    taken = {node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name} {number}"
+    return candidate
+
+
+@contextmanager
+def importing(inputNode, folderName: str):
+    """Add results to the scene as one step: all of them, or none.
+
+    A subject-hierarchy folder is made beside inputNode, and every node added inside the block that has a place in
+    the subject hierarchy goes there. If the block raises, all nodes added in it and the folder are removed again.
+
+    Args:
+        inputNode: the node whose subject-hierarchy parent the folder gets.
+        folderName: the folder's name.
+
+    Yields:
+        The folder's subject-hierarchy item ID.
+    """
+    scene = slicer.mrmlScene
+    scene.SaveStateForUndo()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    parentItem = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(inputNode))
+    if parentItem == hierarchy.GetInvalidItemID():
+        parentItem = hierarchy.GetSceneItemID()
+    folderItem = hierarchy.CreateFolderItem(parentItem, hierarchy.GenerateUniqueItemName(folderName))
+    added = []
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAdded(caller, event, node):
+        added.append(node)
+
+    tag = scene.AddObserver(scene.NodeAddedEvent, onNodeAdded)
+    try:
+        yield folderItem
+    except BaseException:
+        scene.RemoveObserver(tag)
+        for node in reversed(added):
+            if scene.IsNodePresent(node):
+                scene.RemoveNode(node)
+        hierarchy.RemoveItem(folderItem)
+        raise
+    scene.RemoveObserver(tag)
+    for node in added:
+        item = hierarchy.GetItemByDataNode(node)
+        if item != hierarchy.GetInvalidItemID():
+            hierarchy.SetItemParent(item, folderItem)
+
+
+# Jobs
+
+
+def pythonInterpreter() -> str:
+    """The Python program of this Slicer, for processes of their own.
+
+    Raises:
+        InputError: it is missing.
+    """
+    folder = Path(slicer.app.slicerHome) / "bin"
+    path = shutil.which("PythonSlicer", path=str(folder)) or shutil.which("PythonSlicer")
+    if path is None:
+        raise InputError(f"PythonSlicer is missing in {folder}: install 3D Slicer again.")
+    return path
+
+
+class SceneJob:
+    """One run of `bonerecon` for a panel: inputs from the scene, a process of its own, results into the scene.
+
+    The inputs are written into a fresh temporary folder. Results are read only if the command succeeded and left its
+    result.json. The folder is gone when onFinished is called, whatever happened.
+
+    Attributes:
+        folder: where the caller writes the inputs, before start.
+        state: as jobs.Job: "ready", "running", "succeeded", "failed" or "cancelled".
+        message: why it failed.
+        results: what importResults returned, after success.
+
+    Args:
+        importResults: called with the output folder after success; it adds the results to the scene and returns them.
+        onProgress: called with (stage, progress 0..1, remaining seconds or None).
+        onFinished: called once, last, with (state, message); the message tells why a job failed.
+    """
+
+    def __init__(self, importResults, onProgress=None, onFinished=None):
+        self.folder = Path(tempfile.mkdtemp(prefix="BoneReconstruction-", dir=slicer.app.temporaryPath))
+        self.state = "ready"
+        self.message = ""
+        self.results = None
+        self._importResults = importResults
+        self._onProgress = onProgress or (lambda stage, progress, remaining: None)
+        self._onFinished = onFinished or (lambda state, message: None)
+        self._job = None
+
+    def start(self, *arguments) -> None:
+        """Start `bonerecon ARGUMENTS --output FOLDER`.
+
+        Raises:
+            InputError: Slicer's Python program is missing; the folder is removed.
+        """
+        try:
+            command = python_command(pythonInterpreter(), *arguments, "--output", self.folder / "output")
+        except InputError:
+            self.discard()
+            raise
+        self._job = Job(command, self._onProgress, lambda line: None, self._onJobFinished,
+                        environment=slicer.util.startupEnvironment(), scratch=[self.folder])
+        self.state = "running"
+        self._job.start()
+
+    def poll(self) -> str:
+        """Follow the process; call it from a timer. It blocks only while results are added to the scene."""
+        if self.state == "running":
+            self._job.poll()
+        return self.state
+
+    def cancel(self) -> None:
+        """Ask the process and all that it started to end; onFinished follows in a later poll."""
+        if self.state == "running":
+            self._job.cancel()
+
+    def wait(self, seconds: float) -> str:
+        """Poll until the job has ended or the time is over, for scripts and for a scene that closes."""
+        if self.state == "running":
+            self._job.wait(seconds)
+        return self.state
+
+    def finish(self, seconds: float):
+        """Wait for the end of the job and return its results, for scripts.
+
+        Raises:
+            RuntimeError: the job failed, or did not end in time and was cancelled.
+        """
+        if self.wait(seconds) == "running":
+            self.cancel()
+            self.wait(30)
+            self.message = f"The job did not end within {seconds:.0f} s."
+        if self.state != "succeeded":
+            raise RuntimeError(self.message)
+        return self.results
+
+    def discard(self) -> None:
+        """Remove the temporary folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _onJobFinished(self, state, message):
+        output = self.folder / "output"
+        try:
+            if state == "succeeded" and not (output / RESULT).is_file():
+                state, message = "failed", "The job left no result."
+            elif state == "succeeded":
+                self.results = self._importResults(output)
+        except Exception as error:
+            state, message = "failed", str(error)
+            if not isinstance(error, InputError):
+                raise
+        finally:
+            self.discard()
+            self.state, self.message = state, message
+            self._onFinished(state, message)

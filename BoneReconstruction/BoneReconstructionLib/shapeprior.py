@@ -1,0 +1,165 @@
+"""A shape prior: the mean bone, its empirical modes and smooth Gaussian-process kernels for what the modes cannot say.
+
+Points of a bone are x = mean + modes @ a + u, where a ~ N(0, I) and u is a zero-mean Gaussian process whose covariance
+is the sum of the kernels, the same for each coordinate (Luethi et al., "Gaussian process morphable models", IEEE TPAMI
+40(8), 2018). Size is a separate log-normal scale, so that bones smaller or larger than the training people are reached
+without bending the shape.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from BoneReconstructionLib import modelzoo
+
+KERNEL_NODES = 1000
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A squared-exponential covariance k(x, y) = sd^2 exp(-|(x - y) / length|^2 / 2) of one displacement component.
+
+    Attributes:
+        sd: standard deviation, mm.
+        length: correlation lengths along x, y, z of the standard frame, mm.
+    """
+
+    sd: float
+    length: tuple[float, float, float]
+
+    def __call__(self, x, y):
+        """Covariance of (n, 3) and (m, 3) points, (n, m), mm^2."""
+        x, y = np.asarray(x) / self.length, np.asarray(y) / self.length
+        squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
+        return self.sd**2 * np.exp(-0.5 * np.maximum(squared, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class ShapePrior:
+    """The prior of one bone in the standard frame (see `frames`), right side, mm.
+
+    Attributes:
+        mean: (n, 3) vertices of the mean bone.
+        faces: (m, 3) vertex indices, counter-clockwise seen from outside.
+        modes: (r, n, 3) displacements in mm for one standard deviation of each empirical mode.
+        kernels: covariances of what the modes leave open.
+        log_scale_sd: standard deviation of the logarithm of the size.
+        card: the model card it came with; empty while training.
+    """
+
+    mean: np.ndarray
+    faces: np.ndarray
+    modes: np.ndarray
+    kernels: tuple[Kernel, ...]
+    log_scale_sd: float
+    card: dict = field(default_factory=dict)
+
+    @cached_property
+    def kernel_nodes(self):
+        """(KERNEL_NODES, 3) evenly spread points of the mean bone that carry the kernels' low-rank form."""
+        return self.mean[farthest_points(self.mean, min(KERNEL_NODES, len(self.mean)))]
+
+    @cached_property
+    def _nystroem(self):
+        """(nodes, q) factor W with k(x, y) ~ k(x, nodes) W W^T k(nodes, y), eigenvalues below 1e-4 of the trace cut."""
+        values, vectors = np.linalg.eigh(self.covariance(self.kernel_nodes, self.kernel_nodes))
+        order = np.argsort(values)[::-1]
+        values, vectors = values[order], vectors[:, order]
+        kept = np.searchsorted(np.cumsum(values) / values.sum(), 0.999) + 1
+        return vectors[:, :kept] / np.sqrt(values[:kept])
+
+    def covariance(self, x, y):
+        """Summed kernel covariance of one displacement component between (n, 3) and (m, 3) points, (n, m) in mm^2."""
+        return sum(kernel(x, y) for kernel in self.kernels)
+
+    def kernel_basis(self, points):
+        """Evaluate the kernels' low-rank basis at (n, 3) points: (n, q), mm for one standard deviation of each."""
+        if not self.kernels:
+            return np.zeros((len(points), 0))
+        return self.covariance(points, self.kernel_nodes) @ self._nystroem
+
+    @cached_property
+    def vertex_basis(self):
+        """`kernel_basis` at the mean bone's vertices, (n, q), mm."""
+        return self.kernel_basis(self.mean)
+
+    def shape(self, mode_weights, kernel_weights):
+        """Vertices in the standard frame at scale 1.
+
+        Args:
+            mode_weights: (r,) standard deviations along the empirical modes.
+            kernel_weights: (q, 3) standard deviations along the kernel basis, one column per coordinate.
+
+        Returns:
+            (n, 3) mm.
+        """
+        return self.mean + np.tensordot(mode_weights, self.modes, 1) + self.vertex_basis @ kernel_weights
+
+
+def farthest_points(points, count):
+    """Indices of `count` points spread evenly over (n, 3) points by farthest-point sampling, started at the first."""
+    chosen = np.zeros(count, dtype=np.int64)
+    distance = np.full(len(points), np.inf)
+    for k in range(1, count):
+        distance = np.minimum(distance, ((points - points[chosen[k - 1]]) ** 2).sum(1))
+        chosen[k] = np.argmax(distance)
+    return chosen
+
+
+def compact_smoothing(points, values, at, radius, noise):
+    """Posterior mean of a compactly supported Gaussian process: scattered scalars carried to other points.
+
+    The covariance is Wendland's C2 function of unit variance and support `radius`, so that the system is sparse and
+    values fade to zero one radius away from the data.
+
+    Args:
+        points: (n, 3) places of the data, mm.
+        values: (n,) data.
+        at: (m, 3) places to predict at, mm.
+        radius: (3,) support along x, y, z, mm.
+        noise: standard deviation of the data relative to that of the process.
+
+    Returns:
+        (m,) predictions.
+    """
+    from scipy.sparse.linalg import cg
+
+    tree, query = cKDTree(points / radius), cKDTree(at / radius)
+
+    def covariance(left, right):
+        matrix = left.sparse_distance_matrix(right, 1.0, output_type="coo_matrix").tocsr()
+        # Coincident points have distance 0, which a sparse matrix does not store: their covariance is 1 - see below.
+        matrix.data = (1 - matrix.data) ** 4 * (4 * matrix.data + 1)
+        return matrix
+
+    own = covariance(tree, tree)
+    own.setdiag(1.0 + noise**2)
+    weights, failed = cg(own, values, rtol=1e-4, maxiter=500)
+    if failed:
+        raise ArithmeticError("The smoothing of the residual did not converge.")
+    return covariance(query, tree) @ weights
+
+
+def load_prior(model_id, bone):
+    """Load a bone's prior out of a checked model folder.
+
+    Args:
+        model_id: e.g. "tibia-prior".
+        bone: "tibia" or "fibula".
+
+    Raises:
+        InputError: weights missing or altered.
+    """
+    model = modelzoo.find_model(model_id)
+    tensors = model.tensors()
+    settings = model.card["bones"][bone]
+    return ShapePrior(
+        mean=tensors[f"{bone}.mean"].astype(float),
+        faces=tensors[f"{bone}.faces"].astype(np.int64),
+        modes=tensors[f"{bone}.modes"].astype(float),
+        kernels=tuple(Kernel(k["sd"], tuple(k["length"])) for k in settings["kernels"]),
+        log_scale_sd=settings["log_scale_sd"],
+        card=model.card,
+    )

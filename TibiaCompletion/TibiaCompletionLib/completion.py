@@ -1,0 +1,197 @@
+"""`bonerecon complete-tibia`: from the CT of a fractured tibia to the predicted healthy bone in its coordinates.
+
+The CT itself is read only by methods that look at its intensities; its geometry is that of every output. What a
+method does is one function: it is given a `TibiaCase`, the side and a starting pose, and returns a `Completion`.
+"""
+
+import csv
+import importlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from BoneReconstructionLib.distances import SurfaceLocator
+from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import SIDES, side_to_right
+from BoneReconstructionLib.jobs import OutputFolder, Progress
+from BoneReconstructionLib.meshing import voxelize
+from BoneReconstructionLib.overlap import dice
+from BoneReconstructionLib.surfacefiles import write_surface
+from BoneReconstructionLib.surfaces import transformed, vertex_areas, volume_mm3
+from BoneReconstructionLib.version import VERSION
+from BoneReconstructionLib.volumes import crop, read_geometry, read_mask, read_volume, resample, write_volume
+from TibiaCompletionLib.case import make_case
+from TibiaCompletionLib.shapecompletion import detect_side
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to complete a tibia.
+
+    Attributes:
+        title: its name in the panel.
+        description: one sentence, the panel's tooltip.
+        function: "module:function" with the signature (case, side, matrix, report) -> Completion.
+    """
+
+    title: str
+    description: str
+    function: str
+
+
+METHODS = {
+    "shape-prior": Method(
+        "Shape prior",
+        "Fits the learned shape prior to the visible bone and continues its cross-sections across the gap.",
+        "TibiaCompletionLib.shapecompletion:complete_by_prior",
+    ),
+    "prototype": Method(
+        "Prototype",
+        "Registers the mean tibia to the visible bone by rotation, translation and size alone: the paper's baseline.",
+        "TibiaCompletionLib.shapecompletion:complete_by_prototype",
+    ),
+}
+DEFAULT_METHOD = "shape-prior"
+STAGES = {"reading": 4, "finding the pose": 2, "completing": 8, "writing": 3}
+DISTANCE_ARRAY = "DistanceToVisibleBone_mm"
+SIGN = "positive: the predicted bone lies outside the visible bone"
+FILES = ("tibia.nii.gz", "tibia.ply", "tibia.vtp", "distances.csv", "result.json")
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """What to complete and how; written into result.json so that a run can be repeated.
+
+    Attributes:
+        ct: volume file.
+        tibia: FILE[:LABEL|SEGMENT] of the segmented tibia.
+        fracture: FILE[:LABEL|SEGMENT] of the coarse fracture mask.
+        side: "left", "right" or "auto".
+        method: a key of `METHODS`.
+    """
+
+    ct: str
+    tibia: str
+    fracture: str
+    side: str = "auto"
+    method: str = DEFAULT_METHOD
+
+
+def complete_tibia(request, folder, report):
+    """Complete a tibia and write its files into an empty folder.
+
+    Args:
+        request: a `CompletionRequest`.
+        folder: where tibia.nii.gz (labelmap, the CT's geometry), tibia.ply (LPS mm), tibia.vtp (with the distance to
+            the visible bone, NaN where it is masked), distances.csv and result.json go.
+        report: called with (stage, fraction).
+
+    Returns:
+        The contents of result.json.
+
+    Raises:
+        InputError: anything that is wrong with the input, before any work.
+    """
+    began = time.perf_counter()
+    report("reading", 0.0)
+    shape, ijk_to_ras = read_geometry(request.ct)
+    tibia = resample(read_mask(request.tibia), shape, ijk_to_ras, "antialiased")
+    report("reading", 0.4)
+    fracture = resample(read_mask(request.fracture), shape, ijk_to_ras, "antialiased")
+    report("reading", 0.8)
+    case = make_case(tibia, fracture, lambda lower, upper: crop(read_volume(request.ct), lower, upper))
+    hidden = fracture.array
+    report("finding the pose", 0.0)
+    side, start, warnings = detect_side(case, request.side)
+    module, function = METHODS[request.method].function.split(":")
+    completion = getattr(importlib.import_module(module), function)(
+        case, side, start, lambda fraction: report("completing", fraction)
+    )
+
+    report("writing", 0.0)
+    predicted = transformed(completion.surface, side_to_right(side))
+    labelmap = voxelize(predicted, shape, ijk_to_ras)
+    write_volume(folder / "tibia.nii.gz", labelmap)
+    report("writing", 0.6)
+    distance = distance_to_visible(predicted, case)
+    write_surface(folder / "tibia.ply", predicted)
+    write_surface(folder / "tibia.vtp", predicted, {DISTANCE_ARRAY: distance})
+    metrics = measure(predicted, distance, dice(labelmap.array & ~hidden, tibia.array & ~hidden))
+    with open(folder / "distances.csv", "w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(("metric", "value", "unit", "definition"))
+        rows.writerows((name, f"{value:.4g}", unit, text) for name, (value, unit, text) in metrics.items())
+    result = {
+        "version": VERSION,
+        "inputs": {"ct": request.ct, "tibia": request.tibia, "fracture": request.fracture},
+        "settings": {key: value for key, value in asdict(request).items() if key in ("side", "method")},
+        "side": side,
+        "method": request.method,
+        "model": completion.model,
+        "ras_to_standard": (np.linalg.inv(completion.matrix) @ side_to_right(side)).tolist(),
+        "metrics": {name: {"value": value, "unit": unit} for name, (value, unit, _) in metrics.items()},
+        "distance_sign": SIGN,
+        "warnings": warnings,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    report("writing", 1.0)
+    return result
+
+
+def distance_to_visible(predicted, case):
+    """Signed distance of each predicted vertex to the visible bone, mm, positive outside it; NaN where it is masked."""
+    locator = SurfaceLocator(case.surface)
+    face = locator.closest(predicted.vertices)[2]
+    seen = case.trusted[case.surface.faces[face]].all(1)
+    return np.where(seen, locator.signed(predicted.vertices), np.nan)
+
+
+def measure(predicted, distance, overlap):
+    """Figures of one prediction: {name: (value, unit, definition)}."""
+    seen = np.isfinite(distance)
+    apart = np.abs(distance[seen])
+    weight = vertex_areas(predicted)
+    shown = weight[seen] / weight[seen].sum()
+    return {
+        "mean_distance": (
+            float(shown @ apart),
+            "mm",
+            "mean distance of the predicted surface to the visible bone, point to triangle, outside the mask",
+        ),
+        "signed_mean_distance": (float(shown @ distance[seen]), "mm", f"the same with sign; {SIGN}"),
+        "p95_distance": (float(np.percentile(apart, 95)), "mm", "95th percentile of the distance"),
+        "dice_visible": (float(overlap), "", "Dice of predicted and segmented tibia outside the fracture mask"),
+        "unseen_share": (
+            float(100 * (1 - weight[seen].sum() / weight.sum())),
+            "%",
+            "share of the predicted surface that no visible bone supports",
+        ),
+        "volume": (volume_mm3(predicted) / 1000, "mL", "volume of the predicted tibia"),
+    }
+
+
+def add_arguments(parser):
+    """Declare the arguments of `bonerecon complete-tibia`."""
+    parser.add_argument("--ct", required=True, metavar="FILE", help="CT volume (.nrrd, .nii, .nii.gz, .mha)")
+    name = "FILE[:LABEL|SEGMENT]"
+    parser.add_argument("--tibia", required=True, metavar=name, help="labelmap or segmentation of the tibia")
+    parser.add_argument("--fracture", required=True, metavar=name, help="coarse mask over the fracture")
+    parser.add_argument("--side", choices=(*SIDES, "auto"), default="auto", help="side of the leg (default: by shape)")
+    parser.add_argument("--method", choices=tuple(METHODS), default=DEFAULT_METHOD)
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+
+
+def run(arguments):
+    """Run `bonerecon complete-tibia`."""
+    request = CompletionRequest(
+        arguments.ct, arguments.tibia, arguments.fracture, arguments.side, arguments.method
+    )
+    progress = Progress(STAGES)
+    with OutputFolder(arguments.output, FILES) as folder:
+        result = complete_tibia(request, folder, progress.report)
+    for warning in result["warnings"]:
+        print(f"Warning: {warning}")
