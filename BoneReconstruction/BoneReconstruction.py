@@ -153,10 +153,7 @@ class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def exit(self):
         """Called each time the user opens another module; a running job goes on."""
-        if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self._parameterNodeGuiTag = None
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameterNodeModified)
+        self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event):
         """Called just before the scene closes: nothing may be imported into the next one."""
@@ -195,7 +192,8 @@ class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.updateDisplay()
 
     def _updateSegmentSelectors(self):
-        if self._updatingSegments:
+        # While a scene is loaded, the segments that the settings name may not be there yet.
+        if self._updatingSegments or slicer.mrmlScene.IsImporting():
             return
         self._updatingSegments = True
         for nodeName, idName, selectorName in self.SEGMENTS:
@@ -203,17 +201,18 @@ class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             node = self._parameterNode.getValue(nodeName)
             isSegmentation = node is not None and node.IsA("vtkMRMLSegmentationNode")
             selector.visible = isSegmentation
-            segmentID = self._parameterNode.getValue(idName)
             selector.setCurrentNode(node if isSegmentation else None)
             if isSegmentation:
-                selector.setCurrentSegmentID(segmentID)
-                if selector.currentSegmentID() != segmentID:
+                segmentID = self._parameterNode.getValue(idName)
+                if scene.hasSegment(node, segmentID):
+                    selector.setCurrentSegmentID(segmentID)
+                elif selector.currentSegmentID():
                     self._parameterNode.setValue(idName, selector.currentSegmentID())
         self._updatingSegments = False
 
     def onSegmentChanged(self, idName, segmentID):
         """The user, or the scene, chose another segment."""
-        if self._parameterNode and not self._updatingSegments:
+        if self._parameterNode and not self._updatingSegments and not slicer.mrmlScene.IsImporting():
             self._parameterNode.setValue(idName, segmentID)
 
     def _checkCanApply(self, caller=None, event=None):
@@ -369,11 +368,11 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         for (node, segmentID), missing in ((first, _("Select the first bone.")), (second, _("Select the second bone."))):
             if node is None:
                 return missing
-            if node.IsA("vtkMRMLSegmentationNode") and not segmentID:
+            if node.IsA("vtkMRMLSegmentationNode") and not scene.hasSegment(node, segmentID):
                 return _("\"{name}\" has no segment: add one or select another bone.").format(name=node.GetName())
         if first[0] is second[0] and (first[1] == second[1] or not first[0].IsA("vtkMRMLSegmentationNode")):
             return _("Both bones are the same: select two different ones.")
-        if region[0] is not None and region[0].IsA("vtkMRMLSegmentationNode") and not region[1]:
+        if region[0] is not None and region[0].IsA("vtkMRMLSegmentationNode") and not scene.hasSegment(*region):
             return _("\"{name}\" has no segment: select another region.").format(name=region[0].GetName())
         return ""
 

@@ -157,7 +157,7 @@ class TibiaCompletionWidget(JobPanelWidget):
         self.showTable(node.resultTable)
         isSegment = node.tibia is not None and node.tibia.IsA("vtkMRMLSegmentationNode")
         self.ui.measuredOpacitySlider.enabled = isSegment
-        if isSegment and node.tibia.GetDisplayNode() and node.tibiaSegmentID:
+        if isSegment and node.tibia.GetDisplayNode() and scene.hasSegment(node.tibia, node.tibiaSegmentID):
             node.tibia.GetDisplayNode().SetSegmentOpacity3D(node.tibiaSegmentID, node.measuredOpacity)
         if node.resultModel is not None:
             scene.setModelVisible(node.resultModel, True, node.predictedOpacity)
@@ -220,7 +220,7 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
                                            (fracture, _("Select the fracture mask, or press \"Edit mask\"."))):
             if node is None:
                 return missing
-            if node.IsA("vtkMRMLSegmentationNode") and not segmentID:
+            if node.IsA("vtkMRMLSegmentationNode") and not scene.hasSegment(node, segmentID):
                 return _("\"{name}\" has no segment: add one or select another.").format(name=node.GetName())
         if tibia[0] is fracture[0] and tibia[1] == fracture[1]:
             return _("The fracture mask is the tibia itself: select another mask.")
@@ -236,8 +236,8 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
             (segmentation node, segment ID).
         """
         if fracture is None or not fracture.IsA("vtkMRMLSegmentationNode"):
-            fracture, segmentID = scene.addSegmentation(_("Fracture mask"), ct), ""
-        if not segmentID:
+            fracture = scene.addSegmentation(_("Fracture mask"), ct)
+        if not scene.hasSegment(fracture, segmentID):
             segmentID = scene.addEmptySegment(fracture, _("Fracture mask"), MASK_COLOR)
         return fracture, segmentID
 
@@ -329,7 +329,6 @@ class TibiaCompletionTest(ScriptedLoadableModuleTest):
             (CT node, segmentation node, tibia's segment ID, mask's segment ID, true bool Volume).
         """
         from BoneReconstructionLib.frames import rotation_about, transform_points
-        from BoneReconstructionLib.meshing import voxelize
         from BoneReconstructionLib.shapeprior import load_prior
         from BoneReconstructionLib.meshing import voxelize
         from BoneReconstructionLib.surfaces import Surface

@@ -4,9 +4,9 @@ The search rests on one fact. Let p be the point of a triangle closest to q, at 
 about its corners cover the triangle, and those about the ends of each edge the edge. Then some corner w has
 |q - w|^2 <= d^2 + r^2, because q - p is perpendicular to the face or edge inside which p lies. So only triangles around
 vertices w with |q - w|^2 - r_w^2 <= d^2 need a look, r_w being the largest such reach r of the triangles around w.
-With sqrt(R^2 - r_w^2) as a fourth
-coordinate, R the largest reach of all, this power distance is Euclidean and a kd-tree finds those vertices. Triangles
-much longer than the rest are bisected for the search alone, so that a few of them do not slow down every query.
+With sqrt(R^2 - r_w^2) as a fourth coordinate, R the largest reach of all, this power distance is Euclidean and a
+kd-tree finds those vertices. Triangles much longer than the rest are bisected, for the search alone, so that a few of
+them do not slow down every query.
 """
 
 import os
@@ -17,8 +17,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from .errors import InputError
-from .surfaces import Surface
+from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.surfaces import Surface, vertex_areas
 
 TOLERANCE_MM = 0.005
 """A triangle closer by less than this may be missed; it bounds the work where very many are equally far away."""
@@ -251,11 +251,13 @@ def surface_distances(a: Surface, b: Surface) -> SurfaceDistances:
         b: second surface.
 
     Raises:
-        InputError: a surface has no triangles or coordinates that are not finite.
+        InputError: a surface has no triangles, no area or coordinates that are not finite.
     """
     to_b, to_a = SurfaceLocator(b), SurfaceLocator(a)
     a_to_b, b_to_a = to_b.signed(a.vertices), to_a.signed(b.vertices)
     weight_a, weight_b = vertex_areas(a), vertex_areas(b)
+    if not (weight_a.any() and weight_b.any()):
+        raise InputError("A surface has no area, only degenerate triangles; choose another one.")
     weight = np.concatenate([weight_a, weight_b])
     distance = np.abs(np.concatenate([a_to_b, b_to_a]))
     return SurfaceDistances(
@@ -268,21 +270,6 @@ def surface_distances(a: Surface, b: Surface) -> SurfaceDistances:
         a_to_b=a_to_b,
         b_to_a=b_to_a,
     )
-
-
-def vertex_areas(surface: Surface) -> np.ndarray:
-    """The area in mm^2 that each vertex stands for (n,): a third of the area of each of its triangles.
-
-    Raises:
-        InputError: all triangles together have no area.
-    """
-    a, b, c = (surface.vertices[surface.faces[:, corner]].T for corner in range(3))
-    cross = _cross(b - a, c - a)
-    third = np.sqrt(_dot(cross, cross)) / 6
-    areas = np.bincount(surface.faces.ravel(), np.repeat(third, 3), len(surface.vertices))
-    if not areas.any():
-        raise InputError("The surface has no area; choose another one.")
-    return areas
 
 
 def _percentile(values, weights, percent):
@@ -371,7 +358,7 @@ def _candidates(points, rows):
     d1 = dx * rows[3] + dy * rows[4] + dz * rows[5]
     d2 = dx * rows[6] + dy * rows[7] + dz * rows[8]
     d3 = d2 - d1 + aa - bb
-    t1, t2, t3 = (np.minimum(np.maximum(d * inverse, 0), 1) for d, inverse in zip((d1, d2, d3), rows[12:15]))
+    t1, t2, t3 = (np.minimum(np.maximum(d * inverse, 0), 1) for d, inverse in zip((d1, d2, d3), rows[12:15], strict=True))
     u = (cc * d1 - bb * d2) * rows[15]
     v = (aa * d2 - bb * d1) * rows[15]
     inside = (u > 0) & (v > 0) & (u + v < 1)

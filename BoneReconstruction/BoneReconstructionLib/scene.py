@@ -22,7 +22,7 @@ from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.jobs import RESULT, Job, python_command
 from BoneReconstructionLib.meshing import from_polydata, to_polydata
 from BoneReconstructionLib.surfacefiles import read_surface
-from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.surfaces import Surface, transformed, vertex_normals
 from BoneReconstructionLib.volumes import Volume, bounding_box, check_geometry, crop, resample
 
 TERMINOLOGY_NAME = "Bone reconstruction"
@@ -112,15 +112,20 @@ def volumeToNode(volume: Volume, name: str, nodeClass: str = "vtkMRMLScalarVolum
     return slicer.util.addVolumeFromArray(array, volume.ijk_to_ras, uniqueName(name), nodeClass)
 
 
+def hasSegment(segmentationNode, segmentId: str) -> bool:
+    """Whether a segmentation has a segment of this ID."""
+    return bool(segmentId) and segmentationNode.GetSegmentation().GetSegment(segmentId) is not None
+
+
 def segmentMask(segmentationNode, segmentId: str) -> Volume:
     """A segment as bool Volume, in the grid that the segmentation keeps it in, moved to world RAS.
 
     Raises:
         InputError: no such segment, an empty one, or a geometry that volumes refuse.
     """
-    segment = segmentationNode.GetSegmentation().GetSegment(segmentId) if segmentId else None
-    if segment is None:
+    if not hasSegment(segmentationNode, segmentId):
         raise InputError(f'"{segmentationNode.GetName()}" has no such segment: select one.')
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
     image = slicer.vtkOrientedImageData()
     slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(
         segmentationNode, segmentId, image, False)
@@ -327,6 +332,8 @@ def surfaceToModel(surface: Surface, name: str, color, opacity: float = 1.0, sca
         The vtkMRMLModelNode with its display node.
     """
     polyData = to_polydata(surface)
+    normals = numpy_to_vtk(vertex_normals(surface).astype(np.float32), deep=True)
+    polyData.GetPointData().SetNormals(normals)
     for key, values in (scalars or {}).items():
         array = numpy_to_vtk(np.asarray(values, dtype=np.float32), deep=True)
         array.SetName(key)
@@ -390,6 +397,8 @@ def addHeatmap(modelNode, arrayName: str, rangeMm: float, title: str):
     legend.SetTitleText(title)
     legend.SetLabelFormat("%.1f")
     legend.SetNumberOfLabels(5)
+    legend.GetTitleTextProperty().SetFontSize(16)
+    legend.GetLabelTextProperty().SetFontSize(14)
     setHeatmapRange(modelNode, rangeMm)
     setHeatmapVisible(modelNode, True)
     return colorNode

@@ -36,7 +36,7 @@ PUBLISHED = {
     "length": Published(369.0, 28.0, "mm", f"{_ULM}, 513 tibiae"),
     "plateau_width": Published(73.36, 6.86, "mm", _PLATEAU),
     "plateau_depth": Published(46.53, 4.05, "mm", _PLATEAU),
-    "medial_slope": Published(6.9, 3.7, "degrees", "Weinberg et al., Orthop J Sports Med 5(12), 2017, 1090 tibiae"),
+    "medial_slope": Published(6.9, 3.7, "degrees", "Weinberg et al., Am J Sports Med 45(1):106-113, 2017, 1090 tibiae"),
     "torsion": Published(34.9, 7.95, "degrees", f"{_ULM}, 504 tibiae"),
 }
 

@@ -117,6 +117,18 @@ def test_a_segment_selector_follows_the_segmentation(segmentation):
     assert selector.currentSegmentID() == "tibia"
 
 
+def test_a_table_view_shows_the_table(application):
+    import slicer
+    table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+    view = slicer.qMRMLTableView()
+    view.setMRMLTableNode(table)
+    slicer.util.updateTableFromArray(table, [np.array([1.5, 2.5])], ["ASSD (mm)"])
+    table.Modified()
+    model = view.model()
+    assert (model.rowCount(), model.index(1, 0).data()) == (2, "2.5")
+    assert model.horizontalHeaderItem(0).text() == "ASSD (mm)"
+
+
 def test_a_slice_view_shows_the_segment_over_the_volume(segmentation, tmp_path):
     import slicer
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import qt
 import slicer
 import vtk
-from slicer import vtkMRMLModelNode, vtkMRMLScalarVolumeNode
+from slicer import vtkMRMLModelNode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import Choice, Default, Minimum, WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import *
@@ -26,6 +26,7 @@ class Side(enum.Enum):
 @parameterNodeWrapper
 class HostSampleParameterNode:
     volume: vtkMRMLScalarVolumeNode
+    bone: vtkMRMLModelNode | vtkMRMLSegmentationNode | None
     model: vtkMRMLModelNode
     side: Side = Side.RIGHT
     method: Annotated[str, Choice(["prior", "prototype"])] = "prior"
@@ -166,6 +167,26 @@ def test_what_the_parameters_say_reaches_the_panel(widget):
     widget.parameters.model = model
     widget.parameters.count = 7
     assert (widget.ui.modelSelector.currentNode().GetID(), widget.ui.countBox.value) == (model.GetID(), 7)
+
+
+def test_a_parameter_can_be_one_of_several_kinds_of_nodes(widget):
+    import slicer
+    parameters = widget.parameters
+    assert parameters.bone is None
+    for kind in ("vtkMRMLSegmentationNode", "vtkMRMLModelNode"):
+        parameters.bone = slicer.mrmlScene.AddNewNodeByClass(kind)
+        assert parameters.bone.GetClassName() == kind
+    with pytest.raises(TypeError):
+        parameters.bone = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode")
+    parameters.bone = None
+    assert parameters.bone is None
+
+
+def test_leaving_and_opening_a_module_exits_and_enters_its_panel(widget, application):
+    assert widget.parent.isEntered and widget.parent.visible
+    application.leaveModule()
+    assert not widget.parent.isEntered and not widget.parent.visible
+    assert application.openModule("HostSample").parent.isEntered
 
 
 def test_values_outside_the_limits_are_refused(widget):

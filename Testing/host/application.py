@@ -113,6 +113,10 @@ class Application:
     def loadedModuleNames(self):
         return tuple(module.name for module in self._modules.values())
 
+    def scriptedModules(self):
+        return [module for module in self._modules.values()
+                if isinstance(module, slicer.qSlicerScriptedLoadableModule)]
+
     def layoutManager(self):
         return None
 
@@ -322,24 +326,39 @@ def loadModule(name):
 
 
 def openModule(name):
-    """Load a module, make a fresh panel, enter it; return the module's Python widget."""
+    """Load a module, leave the open one, make and enter a fresh panel; return the module's Python widget."""
     _closePanel(loadModule(name))
-    widget = slicer.app.module(name).widgetRepresentation().self()
-    setattr(slicer.modules, f"{name}Widget", widget)
-    widget.parent.resize(520, 900)
-    widget.parent.show()
-    if hasattr(widget, "enter"):
-        widget.enter()
+    leaveModule()
+    representation = slicer.app.module(name).widgetRepresentation()
+    setattr(slicer.modules, f"{name}Widget", representation.self())
+    representation.resize(520, 900)
+    representation.show()
+    representation.enter()
     process()
-    return widget
+    return representation.self()
+
+
+def leaveModule():
+    """Do what selecting another module does to the open one: its panel is hidden and exited, not destroyed."""
+    for panel in _panels():
+        if panel.isEntered:
+            panel.exit()
+            panel.hide()
+    process()
+
+
+def _panels():
+    return [module.widgetRepresentation() for module in slicer.app.scriptedModules()
+            if module.hasWidgetRepresentation()]
 
 
 def _closePanel(module):
     if module.hasWidgetRepresentation():
-        representation, module._representation = module.widgetRepresentation(), None
-        if hasattr(representation.self(), "exit"):
-            representation.self().exit()
-        representation.close()
+        panel = module.takeRepresentation()
+        if panel.isEntered:
+            panel.exit()
+        panel.self().cleanup()
+        panel.deleteLater()
         process()
 
 
@@ -361,9 +380,8 @@ def runSelfTest(name):
 
 def clear():
     """Close the panels, empty the scene, forget errors and messages."""
-    for module in list(slicer.app._modules.values()):
-        if hasattr(module, "hasWidgetRepresentation"):
-            _closePanel(module)
+    for module in slicer.app.scriptedModules():
+        _closePanel(module)
     slicer.mrmlScene.Clear(0)
     process()
     slotErrors.clear()

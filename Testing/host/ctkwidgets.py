@@ -72,23 +72,6 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
         painter.end()
 
 
-class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
-    """Group box whose contents can be hidden."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._collapsed = False
-
-    def _setCollapsed(self, collapsed):
-        self._collapsed = collapsed
-        for child in self.children():
-            if isinstance(child, QtWidgets.QWidget):
-                child.setVisible(not collapsed)
-
-    collapsed = Property(bool, lambda self: self._collapsed, lambda self, value: self._setCollapsed(value))
-    collapsedHeight = stored(int, 14)
-
-
 class ctkDoubleSpinBox(QtWidgets.QWidget):
     """Spin box for real numbers."""
 
@@ -181,84 +164,11 @@ class ctkSliderWidget(QtWidgets.QWidget):
         self._box.setValue(self._box.minimum())
 
 
-class ctkRangeWidget(QtWidgets.QWidget):
-    """Lower and upper limit as two spin boxes."""
-
-    valuesChanged = Signal(float, float)
-    minimumValueChanged = Signal(float)
-    maximumValueChanged = Signal(float)
-    rangeChanged = Signal(float, float)
-
-    def __init__(self, parent=None):
-        super().__init__(parent)
-        self._lower, self._upper = QtWidgets.QDoubleSpinBox(), QtWidgets.QDoubleSpinBox()
-        oneLine(self, self._lower, self._upper)
-        self._lower.valueChanged.connect(self._onLowerChanged)
-        self._upper.valueChanged.connect(self._onUpperChanged)
-        self.setRange(0.0, 99.0)
-        self._upper.setValue(99.0)
-
-    def _onLowerChanged(self, value):
-        self._upper.setValue(max(value, self._upper.value()))
-        self.minimumValueChanged.emit(value)
-        self.valuesChanged.emit(value, self._upper.value())
-
-    def _onUpperChanged(self, value):
-        self._lower.setValue(min(value, self._lower.value()))
-        self.maximumValueChanged.emit(value)
-        self.valuesChanged.emit(self._lower.value(), value)
-
-    def _setBoth(self, setter, value):
-        getattr(self._lower, setter)(value)
-        getattr(self._upper, setter)(value)
-
-    minimumValue = forwarded(float, "_lower", "value", "setValue")
-    maximumValue = forwarded(float, "_upper", "value", "setValue")
-    minimum = Property(float, lambda self: self._lower.minimum(), lambda self, value: self._setBoth("setMinimum", value))
-    maximum = Property(float, lambda self: self._lower.maximum(), lambda self, value: self._setBoth("setMaximum", value))
-    decimals = Property(int, lambda self: self._lower.decimals(), lambda self, value: self._setBoth("setDecimals", value))
-    singleStep = Property(float, lambda self: self._lower.singleStep(),
-                          lambda self, value: self._setBoth("setSingleStep", value))
-    prefix = Property(str, lambda self: self._lower.prefix(), lambda self, value: self._setBoth("setPrefix", value))
-    suffix = Property(str, lambda self: self._lower.suffix(), lambda self, value: self._setBoth("setSuffix", value))
-
-    def setRange(self, minimum, maximum):
-        self._setBoth("setMinimum", minimum)
-        self._setBoth("setMaximum", maximum)
-        self.rangeChanged.emit(minimum, maximum)
-
-    def setValues(self, lower, upper):
-        self._upper.setValue(upper)
-        self._lower.setValue(lower)
-
-
 class ctkComboBox(QtWidgets.QComboBox):
     """Combo box."""
 
     defaultText = stored(str, "")
     forceDefault = stored(bool, False)
-
-
-class ctkCheckBox(QtWidgets.QCheckBox):
-    """Check box."""
-
-
-class ctkMenuButton(QtWidgets.QPushButton):
-    """Push button with a menu at its side."""
-
-
-class ctkMessageBox(QtWidgets.QMessageBox):
-    """Message box that can be told not to appear again."""
-
-    dontShowAgain = stored(bool, False)
-    dontShowAgainVisible = stored(bool, False)
-    dontShowAgainSettingsKey = stored(str, "")
-
-
-class ctkFittedTextBrowser(QtWidgets.QTextBrowser):
-    """Text browser as tall as its text."""
-
-    collapsed = stored(bool, False)
 
 
 class ctkPathLineEdit(QtWidgets.QWidget):
@@ -290,30 +200,8 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         """Accepted; the host keeps no history."""
 
 
-class ctkDirectoryButton(QtWidgets.QWidget):
-    """Button that shows and chooses a folder."""
-
-    directoryChanged = Signal(str)
-    directorySelected = Signal(str)
-
-    def __init__(self, parent=None):
-        super().__init__(parent)
-        self._button = QtWidgets.QPushButton()
-        oneLine(self, self._button)
-
-    def _setDirectory(self, directory):
-        if directory != self._button.text():
-            self._button.setText(directory)
-            self.directoryChanged.emit(directory)
-
-    directory = Property(str, lambda self: self._button.text(), lambda self, value: self._setDirectory(value))
-    caption = stored(str, "")
-    text = forwarded(str, "_button", "text", "setText")
-
-
 WIDGETS = {widget.__name__: widget for widget in (
-    ctkCheckBox, ctkCollapsibleButton, ctkCollapsibleGroupBox, ctkComboBox, ctkDirectoryButton, ctkDoubleSpinBox,
-    ctkFittedTextBrowser, ctkMenuButton, ctkMessageBox, ctkPathLineEdit, ctkRangeWidget, ctkSliderWidget)}
+    ctkCollapsibleButton, ctkComboBox, ctkDoubleSpinBox, ctkPathLineEdit, ctkSliderWidget)}
 """PySide6 class by CTK name."""
 
 

@@ -34,12 +34,6 @@ class Validator:
     """Base of the annotations that refuse values with a ValueError."""
 
 
-class NotNone(Validator):
-    def validate(self, value):
-        if value is None:
-            raise ValueError("Value must not be None")
-
-
 class WithinRange(Validator):
     def __init__(self, minimum, maximum):
         self.minimum, self.maximum = minimum, maximum
@@ -82,21 +76,22 @@ class _Parameter:
     def __init__(self, name, hint, classDefault):
         self.name, self.hint = name, hint
         self.kind, self.annotations = _split(hint)
-        self.nodeTypes = _nodeTypes(self.kind)
-        if not self.nodeTypes and self.kind not in (str, bool, int, float) and not self._isA(enum.Enum) \
-                and not self._isA(pathlib.PurePath):
+        self.nodeKinds = _nodeKinds(name, self.kind)
+        self.nodeTypes = [kind.__name__ for kind in self.nodeKinds.values() if kind is not types.NoneType]
+        if not self.nodeTypes and self.kind not in (str, bool, int, float) and not self.isA(enum.Enum) \
+                and not self.isA(pathlib.PurePath):
             raise TypeError(f"{name}: the test host stores no parameters of type {self.kind}")
         default = self.annotation(Default)
         self.default = classDefault if classDefault is not None else default.value if default else self._plainDefault()
         self.check(self.default)
 
-    def _isA(self, base):
+    def isA(self, base):
         return isinstance(self.kind, type) and issubclass(self.kind, base)
 
     def _plainDefault(self):
         if self.nodeTypes:
             return None
-        return next(iter(self.kind)) if self._isA(enum.Enum) else self.kind()
+        return next(iter(self.kind)) if self.isA(enum.Enum) else self.kind()
 
     def annotation(self, kind):
         return next((entry for entry in self.annotations if type(entry) is kind), None)
@@ -104,32 +99,47 @@ class _Parameter:
     def check(self, value):
         """Raise as Slicer does for a value of the wrong type or outside the limits."""
         if self.nodeTypes:
-            if value is not None and not any(value.IsA(kind) for kind in self.nodeTypes):
-                raise TypeError(f"{self.name}: {value.GetClassName()} is none of {self.nodeTypes}")
+            self._nodeKey(value)
         elif not isinstance(value, self.kind) and not (self.kind is float and isinstance(value, int)):
             raise TypeError(f"{self.name}: {value!r} is not of type {self.kind.__name__}")
         for validator in self.annotations:
             if isinstance(validator, Validator):
                 validator.validate(value)
 
+    def _nodeKey(self, value):
+        for key, kind in self.nodeKinds.items():
+            if isinstance(value, kind) or (value is None and len(self.nodeKinds) == 1):
+                return key
+        raise TypeError(f"{self.name}: {value!r} is none of {self.kind}; to allow None, add it to the union")
+
+    def isIn(self, node):
+        keys = self.nodeKinds or [self.name]
+        return any(node.HasParameter(key) for key in keys)
+
     def read(self, node):
         """Return the value; a parameter that the node lost (closing the scene resets it) gets its default again."""
-        if not node.HasParameter(self.name):
+        if not self.isIn(node):
             self.write(node, self.default)
         if self.nodeTypes:
-            return node.GetNodeReference(self.name)
+            return node.GetNodeReference(next(key for key in self.nodeKinds if node.HasParameter(key)))
         text = node.GetParameter(self.name)
         if self.kind is bool:
             return text == "True"
-        return self.kind[text] if self._isA(enum.Enum) else self.kind(text)
+        return self.kind[text] if self.isA(enum.Enum) else self.kind(text)
 
     def write(self, node, value):
         self.check(value)
-        if self.nodeTypes:
-            node.SetParameter(self.name, "")
-            node.SetNodeReferenceID(self.name, None if value is None else value.GetID())
-        else:
-            node.SetParameter(self.name, value.name if self._isA(enum.Enum) else str(value))
+        if not self.nodeTypes:
+            node.SetParameter(self.name, value.name if self.isA(enum.Enum) else str(value))
+            return
+        with slicer.util.NodeModify(node):
+            written = self._nodeKey(value)
+            for key in self.nodeKinds:
+                if key != written:
+                    node.UnsetParameter(key)
+                    node.RemoveNodeReferenceIDs(key)
+            node.SetParameter(written, "True" if self.nodeKinds[written] is types.NoneType else "")
+            node.SetNodeReferenceID(written, None if value is None else value.GetID())
 
 
 def _split(hint):
@@ -139,12 +149,13 @@ def _split(hint):
     return hint, []
 
 
-def _nodeTypes(kind):
-    """Return the class names of a node type or a union of node types, else an empty list."""
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(kind) if union else (kind,)
-    isNode = [isinstance(entry, type) and issubclass(entry, slicer.vtkMRMLNode) for entry in kinds]
-    return [entry.__name__ for entry in kinds] if all(isNode) else []
+def _nodeKinds(name, kind):
+    """Return the node classes by their key in the node; as in Slicer a union has numbered keys. Empty: no node."""
+    isUnion = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(kind) if isUnion else (kind,)
+    if not all(isinstance(entry, type) and issubclass(entry, (slicer.vtkMRMLNode, types.NoneType)) for entry in kinds):
+        return {}
+    return {f"{name}.{index}" if isUnion else name: entry for index, entry in enumerate(kinds)}
 
 
 class _Connector:
@@ -153,29 +164,27 @@ class _Connector:
     def __init__(self, parameter, widget):
         kind, name = parameter.kind, type(widget).__name__
         self.widget, self.callback = widget, None
-        if kind is bool and name in ("QCheckBox", "QPushButton", "ctkCheckBox"):
+        if kind is bool and name in ("QCheckBox", "QPushButton"):
             if name == "QPushButton":
                 widget.checkable = True
             self.attribute, self.signal = "checked", "toggled(bool)"
         elif kind is int and name in ("QSlider", "QSpinBox"):
             self.attribute, self.signal = "value", "valueChanged(int)"
             self._limit(parameter, mustBeBounded=name == "QSlider", lowest=-2**31, highest=2**31 - 1)
-        elif kind in (int, float) and name in ("QDoubleSpinBox", "ctkSliderWidget", "qMRMLSliderWidget",
-                                               "ctkDoubleSpinBox"):
+        elif kind in (int, float) and name in ("QDoubleSpinBox", "ctkSliderWidget", "ctkDoubleSpinBox"):
             self.attribute, self.signal = "value", "valueChanged(double)"
             if kind is int:
                 widget.decimals = 0
             elif parameter.annotation(Decimals):
                 widget.decimals = parameter.annotation(Decimals).value
-            self._limit(parameter, mustBeBounded=name.endswith("SliderWidget"), lowest=-1e300, highest=1e300)
-        elif name in ("QComboBox", "ctkComboBox") and (parameter.annotation(Choice) or parameter._isA(enum.Enum)):
+            self._limit(parameter, mustBeBounded=name == "ctkSliderWidget", lowest=-1e300, highest=1e300)
+        elif name in ("QComboBox", "ctkComboBox") and (parameter.annotation(Choice) or parameter.isA(enum.Enum)):
             self.attribute, self.signal = "currentIndex", "currentIndexChanged(int)"
             self._fill(parameter)
         elif kind is str and name in ("QLineEdit", "QLabel"):
             self.attribute, self.signal = "text", "textChanged(QString)" if name == "QLineEdit" else None
-        elif parameter._isA(pathlib.PurePath) and name in ("ctkPathLineEdit", "ctkDirectoryButton"):
-            self.attribute, self.signal = {"ctkPathLineEdit": ("currentPath", "currentPathChanged(QString)"),
-                                           "ctkDirectoryButton": ("directory", "directoryChanged(QString)")}[name]
+        elif parameter.isA(pathlib.PurePath) and name == "ctkPathLineEdit":
+            self.attribute, self.signal = "currentPath", "currentPathChanged(QString)"
         elif parameter.nodeTypes and name == "qMRMLNodeComboBox":
             self.attribute, self.signal = None, "currentNodeChanged(vtkMRMLNode*)"
             widget.nodeTypes = parameter.nodeTypes
@@ -194,7 +203,7 @@ class _Connector:
             self.widget.singleStep = parameter.annotation(SingleStep).value
 
     def _fill(self, parameter):
-        if parameter._isA(enum.Enum):
+        if parameter.isA(enum.Enum):
             self.choices = list(parameter.kind)
             labels = [choice.label() if hasattr(choice, "label") else choice.name for choice in self.choices]
         else:
@@ -238,7 +247,7 @@ class _Wrapper:
         self.parameterNode = parameterNode
         self._guis, self._updatingGui = {}, False
         for parameter in self.allParameters.values():
-            if not parameterNode.HasParameter(parameter.name):
+            if not parameter.isIn(parameterNode):
                 parameter.write(parameterNode, parameter.default)
 
     def _parameter(self, name):

@@ -6,14 +6,34 @@ Only what Slicer declares to Qt (properties, signals, slots, invokable methods) 
 import shiboken6
 import slicer
 import vtk
-from PySide6 import QtCore, QtWidgets
+from PySide6 import QtGui, QtWidgets
 from PySide6.QtCore import Property, Signal
 
-from host import ctkwidgets, qtcompat
+from host import qtcompat
 from host.ctkwidgets import oneLine, stored
 
 
-class qMRMLWidget(QtWidgets.QWidget):
+class _Observing:
+    """Mixin of widgets that observe VTK objects as long as they live."""
+
+    _observations = ()
+
+    def _observe(self, subject, events, callback):
+        def call(*arguments):
+            if shiboken6.isValid(self):
+                callback(*arguments)
+            else:
+                self._stopObserving(subject)
+        self._observations += tuple((subject, subject.AddObserver(event, call)) for event in events)
+
+    def _stopObserving(self, subject):
+        for observed, tag in self._observations:
+            if observed is subject:
+                subject.RemoveObserver(tag)
+        self._observations = tuple(entry for entry in self._observations if entry[0] is not subject)
+
+
+class qMRMLWidget(_Observing, QtWidgets.QWidget):
     """Widget that knows the scene."""
 
     mrmlSceneChanged = Signal(object)
@@ -21,7 +41,6 @@ class qMRMLWidget(QtWidgets.QWidget):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self._scene = None
-        self._observations = []
 
     def mrmlScene(self):
         return self._scene
@@ -34,21 +53,6 @@ class qMRMLWidget(QtWidgets.QWidget):
 
     def _sceneChanged(self):
         """Hook of the subclasses, called when another scene was set."""
-
-    def _observe(self, subject, events, callback):
-        """Observe a VTK object as long as the Qt widget lives."""
-        def call(*arguments):
-            if shiboken6.isValid(self):
-                callback(*arguments)
-            else:
-                self._stopObserving(subject)
-        self._observations += [(subject, subject.AddObserver(event, call)) for event in events]
-
-    def _stopObserving(self, subject):
-        for observed, tag in self._observations:
-            if observed is subject:
-                subject.RemoveObserver(tag)
-        self._observations = [entry for entry in self._observations if entry[0] is not subject]
 
 
 class qMRMLNodeComboBox(qMRMLWidget):
@@ -286,74 +290,48 @@ class qMRMLSegmentSelectorWidget(qMRMLWidget):
             self.currentSegmentChanged.emit(segmentID)
 
 
-class qMRMLSegmentsTableView(qMRMLWidget):
-    """List of a segmentation's segments."""
+class qMRMLTableView(_Observing, QtWidgets.QTableView):
+    """Table of a table node's columns, as text."""
 
-    selectionChanged = Signal(QtCore.QItemSelection, QtCore.QItemSelection)
+    mrmlSceneChanged = Signal(object)
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self._node = None
-        self._list = QtWidgets.QListWidget()
-        self._list.setSelectionMode(QtWidgets.QAbstractItemView.SelectionMode.ExtendedSelection)
-        self._list.selectionModel().selectionChanged.connect(self.selectionChanged.emit)
-        layout = QtWidgets.QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._list)
+        self._node, self._scene = None, None
+        self.setModel(QtGui.QStandardItemModel(self))
 
-    def _populate(self, *_):
-        selected = self.selectedSegmentIDs()
-        self._list.clear()
-        if self._node is not None:
-            segmentation = self._node.GetSegmentation()
-            for segmentID in segmentation.GetSegmentIDs():
-                item = QtWidgets.QListWidgetItem(segmentation.GetSegment(segmentID).GetName(), self._list)
-                item.setData(QtCore.Qt.ItemDataRole.UserRole, segmentID)
-        self.setSelectedSegmentIDs(selected)
+    def mrmlScene(self):
+        return self._scene
 
-    def _setSelectionMode(self, mode):
-        self._list.setSelectionMode(QtWidgets.QAbstractItemView.SelectionMode(mode))
+    def setMRMLScene(self, scene):
+        self._scene = scene
+        self.mrmlSceneChanged.emit(scene)
 
-    selectionMode = Property(int, lambda self: self._list.selectionMode().value, _setSelectionMode)
-    segmentCount = Property(int, lambda self: self._list.count())
-    headerVisible = stored(bool, True)
-    visibilityColumnVisible = stored(bool, True)
-    colorColumnVisible = stored(bool, True)
-    opacityColumnVisible = stored(bool, True)
-    statusColumnVisible = stored(bool, False)
-    readOnly = stored(bool, False)
-    filterBarVisible = stored(bool, False)
-
-    def segmentationNode(self):
+    def mrmlTableNode(self):
         return self._node
 
-    def setSegmentationNode(self, node):
+    def setMRMLTableNode(self, node):
         if self._node is not None:
             self._stopObserving(self._node)
         self._node = node
         if node is not None:
-            self._observe(node, (slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved,
-                                 slicer.vtkSegmentation.SegmentModified), self._populate)
-        self._populate()
+            self._observe(node, (vtk.vtkCommand.ModifiedEvent,), self._show)
+        self._show()
 
-    def displayedSegmentIDs(self):
-        return [self._list.item(row).data(QtCore.Qt.ItemDataRole.UserRole) for row in range(self._list.count())]
-
-    def selectedSegmentIDs(self):
-        return [item.data(QtCore.Qt.ItemDataRole.UserRole) for item in self._list.selectedItems()]
-
-    def setSelectedSegmentIDs(self, segmentIDs):
-        for row, segmentID in enumerate(self.displayedSegmentIDs()):
-            self._list.item(row).setSelected(segmentID in segmentIDs)
-
-    def clearSelection(self):
-        self._list.clearSelection()
+    def _show(self, *_):
+        model = self.model()
+        model.clear()
+        if self._node is None:
+            return
+        columns = range(self._node.GetNumberOfColumns())
+        model.setHorizontalHeaderLabels([self._node.GetColumnName(column) for column in columns])
+        for row in range(self._node.GetNumberOfRows()):
+            model.appendRow([QtGui.QStandardItem(self._node.GetCellText(row, column)) for column in columns])
 
 
 class qMRMLSegmentEditorWidget(qMRMLWidget):
     """Labelled placeholder for the Segment Editor: it keeps its nodes and has no effects."""
 
-    activeEffectName = ""
     currentSegmentIDChanged = Signal(str)
     segmentationNodeChanged = Signal(object)
     sourceVolumeNodeChanged = Signal(object)
@@ -424,18 +402,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         """Accepted; the host has no views."""
 
 
-class qMRMLSliderWidget(ctkwidgets.ctkSliderWidget):
-    """Slider with a quantity of the scene's units."""
-
-    quantity = stored(str, "")
-
-    def setMRMLScene(self, _scene):
-        """Accepted; the host shows no units."""
-
-
 WIDGETS = {widget.__name__: widget for widget in (
-    qMRMLNodeComboBox, qMRMLSegmentEditorWidget, qMRMLSegmentSelectorWidget, qMRMLSegmentsTableView,
-    qMRMLSliderWidget, qMRMLWidget)}
+    qMRMLNodeComboBox, qMRMLSegmentEditorWidget, qMRMLSegmentSelectorWidget, qMRMLTableView, qMRMLWidget)}
 """PySide6 class by Slicer's name."""
 
 

@@ -6,6 +6,8 @@ import unittest
 
 import qt
 import slicer
+from PySide6 import QtWidgets
+from PySide6.QtCore import Property
 
 from host import qmrmlwidgets, qtcompat
 
@@ -36,14 +38,12 @@ class ScriptedLoadableModule:
 class ScriptedLoadableModuleWidget:
     """Panel of a module; `parent` is the Qt widget it fills."""
 
-    def __init__(self, parent=None):
+    def __init__(self, parent):
         super().__init__()
         self.moduleName = type(self).__name__.removesuffix("Widget")
         self.developerMode = False
-        self.parent = parent or proxyOfNewParent()
-        self.layout = self.parent.layout()
-        if parent is None:
-            self.setup()
+        self.parent = parent
+        self.layout = parent.layout()
 
     def resourcePath(self, filename):
         return os.path.join(os.path.dirname(slicer.util.modulePath(self.moduleName)), "Resources", filename)
@@ -109,15 +109,6 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
         self.tearDownClass()
 
 
-def proxyOfNewParent():
-    """Return a scene-aware Qt widget with a vertical layout, as Slicer gives every panel."""
-    native = qmrmlwidgets.qMRMLWidget()
-    parent = qtcompat.proxyOf(native)
-    parent.setLayout(qt.QVBoxLayout())
-    parent.setMRMLScene(slicer.mrmlScene)
-    return parent
-
-
 class LoadableModule:
     """A C++ module of Slicer, of which the host has only the logic."""
 
@@ -166,32 +157,46 @@ class qSlicerScriptedLoadableModule:
     def hasWidgetRepresentation(self):
         return self._representation is not None
 
+    def takeRepresentation(self):
+        """Give away the panel, so that the next one asked for is new."""
+        representation, self._representation = self._representation, None
+        return representation
+
     def widgetRepresentation(self):
         if self._representation is None:
-            self._representation = qSlicerScriptedLoadableModuleWidget(self._class)
+            self._representation = qtcompat.proxyOf(qSlicerScriptedLoadableModuleWidget(self._class))
         return self._representation
 
 
-class qSlicerScriptedLoadableModuleWidget:
-    """The object that holds a module's Python widget."""
+class qSlicerScriptedLoadableModuleWidget(qmrmlwidgets.qMRMLWidget):
+    """The Qt widget that a module's Python widget fills."""
 
     def __init__(self, widgetClass):
-        self._parent = proxyOfNewParent()
-        self._widget = widgetClass(self._parent)
+        super().__init__()
+        self._entered = False
+        QtWidgets.QVBoxLayout(self)
+        self.setMRMLScene(slicer.mrmlScene)
+        self._widget = widgetClass(qtcompat.proxyOf(self))
         self._widget.setup()
+
+    isEntered = Property(bool, lambda self: self._entered)
 
     def self(self):
         return self._widget
 
-    def close(self):
-        """End the panel's life as Slicer does when the module is unloaded."""
-        self._widget.cleanup()
-        if self._parent:
-            self._parent.deleteLater()
+    def enter(self):
+        self._entered = True
+        if hasattr(self._widget, "enter"):
+            self._widget.enter()
+
+    def exit(self):
+        self._entered = False
+        if hasattr(self._widget, "exit"):
+            self._widget.exit()
 
 
 def install():
     """Put the names where module code looks for them."""
     slicer.selfTests = {}
     slicer.qSlicerScriptedLoadableModule = qSlicerScriptedLoadableModule
-    slicer.qSlicerScriptedLoadableModuleWidget = qSlicerScriptedLoadableModuleWidget
+    slicer.qSlicerScriptedLoadableModuleWidget = qtcompat.proxyClass(qSlicerScriptedLoadableModuleWidget)
