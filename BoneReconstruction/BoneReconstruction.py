@@ -1,7 +1,8 @@
-"""Module BoneReconstruction: how far two bones differ, in mm, with sign. Its base panel serves the other modules too."""
+"""Module BoneReconstruction: how far two bones differ, in mm, with sign. Its base panel serves all modules."""
 
 import enum
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +11,6 @@ import numpy as np
 import qt
 import slicer
 import vtk
-from slicer import (
-    vtkMRMLLabelMapVolumeNode,
-    vtkMRMLMarkupsROINode,
-    vtkMRMLModelNode,
-    vtkMRMLSegmentationNode,
-    vtkMRMLTableNode,
-)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
@@ -29,7 +23,9 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 from BoneReconstructionLib import scene
+from BoneReconstructionLib.comparison import SIGNED_ARRAY
 from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.jobs import RESULT
 from BoneReconstructionLib.meshing import from_polydata
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface
@@ -74,26 +70,26 @@ class BoneReconstructionParameterNode:
 
     Attributes:
         firstBone, secondBone: model or segmentation, with the segment's ID.
-        region: where the bones are aligned (ROI, labelmap or segment); None for everywhere.
+        region: the part of the second bone that the alignment uses (ROI, labelmap or segment); None: all.
         heatmapRange: colours run from minus to plus this distance, mm.
         opacity: of the result models, 0 to 1.
         firstResult, secondResult, resultTable: the last comparison.
     """
 
-    firstBone: vtkMRMLModelNode | vtkMRMLSegmentationNode | None
+    firstBone: slicer.vtkMRMLModelNode | slicer.vtkMRMLSegmentationNode | None
     firstSegmentID: str
-    secondBone: vtkMRMLModelNode | vtkMRMLSegmentationNode | None
+    secondBone: slicer.vtkMRMLModelNode | slicer.vtkMRMLSegmentationNode | None
     secondSegmentID: str
     alignment: Alignment = Alignment.NONE
-    region: vtkMRMLMarkupsROINode | vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
+    region: slicer.vtkMRMLMarkupsROINode | slicer.vtkMRMLSegmentationNode | slicer.vtkMRMLLabelMapVolumeNode | None
     regionSegmentID: str
     heatmapVisible: bool = True
     secondVisible: bool = False
     heatmapRange: Annotated[float, WithinRange(0.1, 20.0)] = 2.0
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 1.0
-    firstResult: vtkMRMLModelNode
-    secondResult: vtkMRMLModelNode
-    resultTable: vtkMRMLTableNode
+    firstResult: slicer.vtkMRMLModelNode
+    secondResult: slicer.vtkMRMLModelNode
+    resultTable: slicer.vtkMRMLTableNode
 
 
 class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -144,8 +140,8 @@ class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self):
         """Called when the panel is destroyed: end the job, observe nothing any more."""
         self.endJob()
-        self.removeObservers()
         self.setParameterNode(None)
+        self.removeObservers()
 
     def enter(self):
         """Called each time the user opens the module."""
@@ -318,16 +314,17 @@ class BoneReconstructionWidget(JobPanelWidget):
         node = self._parameterNode
         region = (node.region, node.regionSegmentID) if node.alignment == Alignment.RIGID and node.region else None
         return self.logic.startComparison(
-            (node.firstBone, node.firstSegmentID), (node.secondBone, node.secondSegmentID), node.alignment.value, region,
-            self.onProgress, self.onJobFinished)
+            (node.firstBone, node.firstSegmentID), (node.secondBone, node.secondSegmentID), node.alignment.value,
+            region, self.onProgress, self.onJobFinished)
 
     def storeResults(self, results):
         node = self._parameterNode or self.logic.getParameterNode()
-        for model in (node.firstResult, node.secondResult):
-            if model is not None:
-                scene.setModelVisible(model, False)
-        node.firstResult, node.secondResult = results.firstModel, results.secondModel
-        node.resultTable = results.table
+        previous = [model for model in (node.firstResult, node.secondResult) if model is not None]
+        with slicer.util.NodeModify(node):
+            node.firstResult, node.secondResult = results.firstModel, results.secondModel
+            node.resultTable = results.table
+        for model in previous:
+            scene.setModelVisible(model, False)
 
     def updateDisplay(self):
         node = self._parameterNode
@@ -345,9 +342,9 @@ class BoneReconstructionWidget(JobPanelWidget):
 class ComparisonResults:
     """Nodes of one comparison: both bones with signed distances (mm) at their points, figures, record."""
 
-    firstModel: vtkMRMLModelNode
-    secondModel: vtkMRMLModelNode
-    table: vtkMRMLTableNode
+    firstModel: slicer.vtkMRMLModelNode
+    secondModel: slicer.vtkMRMLModelNode
+    table: slicer.vtkMRMLTableNode
     record: object
 
 
@@ -365,7 +362,8 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
     @staticmethod
     def reasonNotToCompare(first, second, region=(None, "")):
         """Why the comparison cannot run, as a sentence, or "" if it can; looks at no voxels and no points."""
-        for (node, segmentID), missing in ((first, _("Select the first bone.")), (second, _("Select the second bone."))):
+        noFirst, noSecond = _("Select the first bone."), _("Select the second bone.")
+        for (node, segmentID), missing in ((first, noFirst), (second, noSecond)):
             if node is None:
                 return missing
             if node.IsA("vtkMRMLSegmentationNode") and not scene.hasSegment(node, segmentID):
@@ -382,16 +380,16 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         Args:
             first, second: the bones.
             alignment: "none" or "rigid".
-            region: where they are aligned, (ROI, labelmap or segmentation node, segment ID), or None.
-            onProgress, onFinished: see scene.SceneJob.
+            region: the part of the second bone that the alignment uses, (ROI, labelmap or segmentation node, segment ID), or None.
+            onProgress, onFinished: see scenejob.SceneJob.
 
         Returns:
-            The running scene.SceneJob; after success its `results` are ComparisonResults.
+            The running SceneJob; after success its `results` are ComparisonResults.
 
         Raises:
             InputError: a bone or region is empty or under a transform that is not linear; nothing was started.
         """
-        job = scene.SceneJob(functools.partial(self._importResults, first[0]), onProgress, onFinished)
+        job = scene.makeJob(functools.partial(self._importResults, first[0]), onProgress, onFinished)
         try:
             arguments = ["compare", self._exportBone(job.folder / "first", *first),
                          self._exportBone(job.folder / "second", *second), "--align", alignment]
@@ -428,18 +426,20 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         return path
 
     def _importResults(self, firstNode, output):
+        record = json.loads((output / RESULT).read_text(encoding="utf-8"))
         with scene.importing(firstNode, _("Bone comparison")):
             models = []
-            for fileName, name, color in (("a.vtp", _("First bone, compared"), FIRST_COLOR),
-                                          ("b.vtp", _("Second bone, compared"), SECOND_COLOR)):
+            for fileName, name, color in (("first.vtp", _("First bone, compared"), FIRST_COLOR),
+                                          ("second.vtp", _("Second bone, compared"), SECOND_COLOR)):
                 surface, scalars = scene.readSurfaceWithScalars(output / fileName)
-                arrayName = next(iter(scalars))
                 model = scene.surfaceToModel(surface, name, color, scalars=scalars)
-                scene.addHeatmap(model, arrayName, 2.0, _("Distance (mm)\n+ outside, - inside"))
+                scene.addHeatmap(model, SIGNED_ARRAY, 2.0, _("First to second (mm)\n+ outside, - inside"))
                 models.append(model)
+            if record["alignment"]:
+                scene.addTransform(record["alignment"]["second_from_first_ras"], _("First bone onto second"))
             table = scene.tableFromCsv(output / "distances.csv", _("Bone comparison"))
-            record = scene.recordFromJson(output / scene.RESULT, _("Bone comparison record"))
-        return ComparisonResults(*models, table, record)
+            recordNode = scene.recordFromJson(output / RESULT, _("Bone comparison record"))
+        return ComparisonResults(*models, table, recordNode)
 
 
 class BoneReconstructionTest(ScriptedLoadableModuleTest):
@@ -463,7 +463,8 @@ class BoneReconstructionTest(ScriptedLoadableModuleTest):
         surface = from_polydata(sphere.GetOutput())
         x, y, z = surface.vertices.T / 12
         bumps = 1 + 0.15 * x * y + 0.1 * z + 0.1 * y * z**2
-        return scene.surfaceToModel(Surface(surface.vertices * bumps[:, None] + shift, surface.faces), name, FIRST_COLOR)
+        vertices = surface.vertices * bumps[:, None] + shift
+        return scene.surfaceToModel(Surface(vertices, surface.faces), name, FIRST_COLOR)
 
     def test_ShiftedBone(self):
         self.delayDisplay("Comparing a bone with itself, moved by 3 mm")
@@ -478,4 +479,4 @@ class BoneReconstructionTest(ScriptedLoadableModuleTest):
 
     @staticmethod
     def distances(model):
-        return slicer.util.arrayFromModelPointData(model, model.GetDisplayNode().GetActiveScalarName())
+        return slicer.util.arrayFromModelPointData(model, SIGNED_ARRAY)

@@ -109,7 +109,8 @@ def version_of(interpreter):
     """Return (major, minor) of an interpreter, (0, 0) when it does not run."""
     question = "import sys; print(sys.version_info[0], sys.version_info[1])"
     try:
-        answer = subprocess.run([interpreter, "-c", question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        answer = subprocess.run([interpreter, "-c", question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                check=False)
     except OSError:
         return 0, 0
     return tuple(int(part) for part in answer.stdout.split()) if answer.returncode == 0 else (0, 0)

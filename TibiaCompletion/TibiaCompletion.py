@@ -4,21 +4,10 @@ import enum
 import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import slicer
-from slicer import (
-    vtkMRMLLabelMapVolumeNode,
-    vtkMRMLMarkupsROINode,
-    vtkMRMLModelNode,
-    vtkMRMLScalarVolumeNode,
-    vtkMRMLSegmentationNode,
-    vtkMRMLTableNode,
-    vtkMRMLTextNode,
-    vtkMRMLTransformNode,
-)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
@@ -27,14 +16,14 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
 )
-from TibiaCompletionLib.completion import METHODS
 
 from BoneReconstruction import JobPanelWidget
 from BoneReconstructionLib import scene
 from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.jobs import RESULT
 from BoneReconstructionLib.volumes import Volume, read_volume, write_volume
+from TibiaCompletionLib.completion import DEFAULT_METHOD, DISTANCE_ARRAY, METHODS
 
-DISTANCE_ARRAY = "DistanceToVisibleBone_mm"
 PREDICTED_COLOR, MASK_COLOR = (0.30, 0.80, 0.76), (0.90, 0.35, 0.20)
 PREDICTED_ATTRIBUTE = "BoneReconstruction.Predicted"
 
@@ -86,21 +75,21 @@ class TibiaCompletionParameterNode:
         resultSegmentation, resultModel, resultTable, resultRecord: the last prediction.
     """
 
-    ct: vtkMRMLScalarVolumeNode
-    tibia: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
+    ct: slicer.vtkMRMLScalarVolumeNode
+    tibia: slicer.vtkMRMLSegmentationNode | slicer.vtkMRMLLabelMapVolumeNode | None
     tibiaSegmentID: str
     side: Side = Side.AUTO
-    fracture: vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLMarkupsROINode | None
+    fracture: slicer.vtkMRMLSegmentationNode | slicer.vtkMRMLLabelMapVolumeNode | slicer.vtkMRMLMarkupsROINode | None
     fractureSegmentID: str
-    method: Method = next(iter(Method))
+    method: Method = Method(DEFAULT_METHOD)
     heatmapVisible: bool = True
     heatmapRange: Annotated[float, WithinRange(0.1, 20.0)] = 2.0
     predictedOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 1.0
-    measuredOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 1.0
-    resultSegmentation: vtkMRMLSegmentationNode
-    resultModel: vtkMRMLModelNode
-    resultTable: vtkMRMLTableNode
-    resultRecord: vtkMRMLTextNode
+    measuredOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.3
+    resultSegmentation: slicer.vtkMRMLSegmentationNode
+    resultModel: slicer.vtkMRMLModelNode
+    resultTable: slicer.vtkMRMLTableNode
+    resultRecord: slicer.vtkMRMLTextNode
 
 
 class TibiaCompletionWidget(JobPanelWidget):
@@ -140,12 +129,14 @@ class TibiaCompletionWidget(JobPanelWidget):
 
     def storeResults(self, results):
         node = self._parameterNode or self.logic.getParameterNode()
-        if node.resultModel is not None:
-            scene.setModelVisible(node.resultModel, False)
-        if node.resultSegmentation is not None:
-            node.resultSegmentation.GetDisplayNode().SetVisibility(False)
-        node.resultSegmentation, node.resultModel = results.segmentation, results.model
-        node.resultTable, node.resultRecord = results.table, results.record
+        previousModel, previousSegmentation = node.resultModel, node.resultSegmentation
+        with slicer.util.NodeModify(node):
+            node.resultSegmentation, node.resultModel = results.segmentation, results.model
+            node.resultTable, node.resultRecord = results.table, results.record
+        if previousModel is not None:
+            scene.setModelVisible(previousModel, False)
+        if previousSegmentation is not None:
+            previousSegmentation.GetDisplayNode().SetVisibility(False)
 
     def updateDisplay(self):
         node = self._parameterNode
@@ -156,10 +147,10 @@ class TibiaCompletionWidget(JobPanelWidget):
         self.ui.signLabel.visible = node.resultModel is not None
         self.showTable(node.resultTable)
         isSegment = node.tibia is not None and node.tibia.IsA("vtkMRMLSegmentationNode")
-        self.ui.measuredOpacitySlider.enabled = isSegment
-        if isSegment and node.tibia.GetDisplayNode() and scene.hasSegment(node.tibia, node.tibiaSegmentID):
-            node.tibia.GetDisplayNode().SetSegmentOpacity3D(node.tibiaSegmentID, node.measuredOpacity)
+        self.ui.measuredOpacitySlider.enabled = isSegment and node.resultModel is not None
         if node.resultModel is not None:
+            if isSegment and node.tibia.GetDisplayNode() and scene.hasSegment(node.tibia, node.tibiaSegmentID):
+                node.tibia.GetDisplayNode().SetSegmentOpacity3D(node.tibiaSegmentID, node.measuredOpacity)
             scene.setModelVisible(node.resultModel, True, node.predictedOpacity)
             scene.setHeatmapRange(node.resultModel, node.heatmapRange)
             scene.setHeatmapVisible(node.resultModel, node.heatmapVisible)
@@ -181,11 +172,11 @@ class TibiaCompletionWidget(JobPanelWidget):
 class CompletionResults:
     """Nodes of one prediction, all named PREDICTED; `record` keeps inputs, settings, versions and warnings (JSON)."""
 
-    segmentation: vtkMRMLSegmentationNode
-    model: vtkMRMLModelNode
-    transform: vtkMRMLTransformNode
-    table: vtkMRMLTableNode
-    record: vtkMRMLTextNode
+    segmentation: slicer.vtkMRMLSegmentationNode
+    model: slicer.vtkMRMLModelNode
+    transform: slicer.vtkMRMLTransformNode
+    table: slicer.vtkMRMLTableNode
+    record: slicer.vtkMRMLTextNode
 
 
 class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
@@ -241,7 +232,9 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
             segmentID = scene.addEmptySegment(fracture, _("Fracture mask"), MASK_COLOR)
         return fracture, segmentID
 
-    def startCompletion(self, ct, tibia, fracture, side="auto", method="shape-prior", onProgress=None, onFinished=None):
+    def startCompletion(
+        self, ct, tibia, fracture, side="auto", method=DEFAULT_METHOD, onProgress=None, onFinished=None
+    ):
         """Start `bonerecon complete-tibia` in a process of its own.
 
         Args:
@@ -250,15 +243,15 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
             fracture: (segmentation, labelmap or ROI node, segment ID).
             side: "auto", "left" or "right".
             method: a name of METHODS.
-            onProgress, onFinished: see scene.SceneJob.
+            onProgress, onFinished: see scenejob.SceneJob.
 
         Returns:
-            The running scene.SceneJob; after success its `results` are CompletionResults.
+            The running SceneJob; after success its `results` are CompletionResults.
 
         Raises:
             InputError: an input that cannot be read out of the scene; nothing was started.
         """
-        job = scene.SceneJob(functools.partial(self._importResults, ct), onProgress, onFinished)
+        job = scene.makeJob(functools.partial(self._importResults, ct), onProgress, onFinished)
         try:
             arguments = ["complete-tibia", "--side", side, "--method", method]
             # .nii is not compressed: a CT is written in a second instead of ten.
@@ -273,7 +266,7 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
             raise
         return job
 
-    def complete(self, ct, tibia, fracture, side="auto", method="shape-prior", timeoutS=600.0):
+    def complete(self, ct, tibia, fracture, side="auto", method=DEFAULT_METHOD, timeoutS=600.0):
         """Predict and wait for the result; no dialogs. Arguments as startCompletion.
 
         Returns:
@@ -286,7 +279,7 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
         return self.startCompletion(ct, tibia, fracture, side, method).finish(timeoutS)
 
     def _importResults(self, ct, output):
-        record = json.loads(Path(output / scene.RESULT).read_text(encoding="utf-8"))
+        record = json.loads((output / RESULT).read_text(encoding="utf-8"))
         volume = read_volume(output / "tibia.nii.gz")
         surface, scalars = scene.readSurfaceWithScalars(output / "tibia.vtp")
         name = _("PREDICTED tibia")
@@ -301,10 +294,10 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
             display.SetSliceIntersectionThickness(2)
             model = scene.surfaceToModel(surface, name, PREDICTED_COLOR, scalars=scalars)
             model.GetDisplayNode().SetVisibility2D(False)
-            scene.addHeatmap(model, DISTANCE_ARRAY, 2.0, _("PREDICTED tibia: distance (mm)\n+ outside, - inside"))
+            scene.addHeatmap(model, DISTANCE_ARRAY, 2.0, _("PREDICTED tibia (mm)\n+ outside, - inside"))
             transform = scene.addTransform(record["ras_to_standard"], _("PREDICTED tibia to standard frame"))
             table = scene.tableFromCsv(output / "distances.csv", _("PREDICTED tibia figures"))
-            recordNode = scene.recordFromJson(output / scene.RESULT, _("PREDICTED tibia record"))
+            recordNode = scene.recordFromJson(output / RESULT, _("PREDICTED tibia record"))
             for node in (segmentation, model, transform, table):
                 node.SetAttribute(PREDICTED_ATTRIBUTE, "1")
                 node.SetNodeReferenceID("BoneReconstruction.Record", recordNode.GetID())
@@ -329,8 +322,8 @@ class TibiaCompletionTest(ScriptedLoadableModuleTest):
             (CT node, segmentation node, tibia's segment ID, mask's segment ID, true bool Volume).
         """
         from BoneReconstructionLib.frames import rotation_about, transform_points
-        from BoneReconstructionLib.shapeprior import load_prior
         from BoneReconstructionLib.meshing import voxelize
+        from BoneReconstructionLib.shapeprior import load_prior
         from BoneReconstructionLib.surfaces import Surface
 
         prior = load_prior("tibia-prior", "tibia")

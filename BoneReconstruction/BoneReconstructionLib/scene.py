@@ -8,7 +8,6 @@ make itself.
 import csv
 import os
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +18,8 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.jobs import RESULT, Job, python_command
 from BoneReconstructionLib.meshing import from_polydata, to_polydata
+from BoneReconstructionLib.scenejob import SceneJob
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_normals
 from BoneReconstructionLib.volumes import Volume, bounding_box, check_geometry, crop, resample
@@ -79,7 +78,7 @@ def worldMatrix(node) -> np.ndarray:
 
 def addTransform(matrix: np.ndarray, name: str):
     """Add a linear transform node (4x4, to parent, RAS mm)."""
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", uniqueName(name))
+    node = _addNode("vtkMRMLLinearTransformNode", name)
     slicer.util.updateTransformMatrixFromArray(node, np.asarray(matrix, dtype=float))
     return node
 
@@ -109,7 +108,7 @@ def volumeFromNode(volumeNode) -> Volume:
 def volumeToNode(volume: Volume, name: str, nodeClass: str = "vtkMRMLScalarVolumeNode"):
     """Add a volume node (bool arrays as uint8) with a unique name."""
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
-    return slicer.util.addVolumeFromArray(array, volume.ijk_to_ras, uniqueName(name), nodeClass)
+    return slicer.util.addVolumeFromArray(array, volume.ijk_to_ras, uniqueName(name, nodeClass), nodeClass)
 
 
 def hasSegment(segmentationNode, segmentId: str) -> bool:
@@ -127,8 +126,13 @@ def segmentMask(segmentationNode, segmentId: str) -> Volume:
         raise InputError(f'"{segmentationNode.GetName()}" has no such segment: select one.')
     segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
     image = slicer.vtkOrientedImageData()
-    slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(
-        segmentationNode, segmentId, image, False)
+    labelmap = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    if segmentationNode.GetSegmentation().ContainsRepresentation(labelmap):
+        # Segments share labelmaps: only this call tells them apart.
+        segmentationNode.GetBinaryLabelmapRepresentation(segmentId, image)
+    else:
+        slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(
+            segmentationNode, segmentId, image, False)
     if image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
         raise InputError(f'The segment "{segment.GetName()}" is empty.')
     extent = image.GetExtent()
@@ -253,7 +257,7 @@ def loadTerminology(path: str) -> str:
 
 def addSegmentation(name: str, referenceVolumeNode=None):
     """Add an empty segmentation node with display and, where given, a reference image geometry."""
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", uniqueName(name))
+    node = _addNode("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     if referenceVolumeNode is not None:
         node.SetReferenceImageGeometryParameterFromVolumeNode(referenceVolumeNode)
@@ -338,7 +342,7 @@ def surfaceToModel(surface: Surface, name: str, color, opacity: float = 1.0, sca
         array = numpy_to_vtk(np.asarray(values, dtype=np.float32), deep=True)
         array.SetName(key)
         polyData.GetPointData().AddArray(array)
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", uniqueName(name))
+    node = _addNode("vtkMRMLModelNode", name)
     node.SetAndObservePolyData(polyData)
     node.CreateDefaultDisplayNodes()
     displayNode = node.GetDisplayNode()
@@ -386,8 +390,7 @@ def addHeatmap(modelNode, arrayName: str, rangeMm: float, title: str):
     Returns:
         The vtkMRMLProceduralColorNode.
     """
-    colorNode = slicer.mrmlScene.AddNewNodeByClass(
-        "vtkMRMLProceduralColorNode", uniqueName(modelNode.GetName() + " distance colors"))
+    colorNode = _addNode("vtkMRMLProceduralColorNode", modelNode.GetName() + " distance colors")
     colorNode.SetAttribute(HEATMAP_ATTRIBUTE, "1")
     displayNode = modelNode.GetDisplayNode()
     displayNode.SetActiveScalar(arrayName, vtk.vtkAssignAttribute.POINT_DATA)
@@ -446,7 +449,7 @@ def addTable(columns: dict, name: str, units: dict | None = None):
     Returns:
         The vtkMRMLTableNode.
     """
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", uniqueName(name))
+    node = _addNode("vtkMRMLTableNode", name)
     for columnName, values in columns.items():
         isText = any(isinstance(value, str) for value in values)
         array = vtk.vtkStringArray() if isText else vtk.vtkDoubleArray()
@@ -493,7 +496,7 @@ def tableToCsv(tableNode, path) -> None:
 
 def recordFromJson(path, name: str):
     """Add a text node that keeps a job's result.json (inputs, settings, versions, figures) with the scene."""
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", uniqueName(name))
+    node = _addNode("vtkMRMLTextNode", name)
     node.SetText(Path(path).read_text(encoding="utf-8"))
     return node
 
@@ -501,14 +504,18 @@ def recordFromJson(path, name: str):
 # Order in the scene
 
 
-def uniqueName(name: str) -> str:
-    """The name itself while no node has it, else the name with a number."""
-    taken = {node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
+def uniqueName(name: str, nodeClass: str) -> str:
+    """The name itself while no node of the class has it, else the name with a number."""
+    taken = {node.GetName() for node in slicer.util.getNodesByClass(nodeClass)}
     candidate, number = name, 1
     while candidate in taken:
         number += 1
         candidate = f"{name} {number}"
     return candidate
+
+
+def _addNode(nodeClass: str, name: str):
+    return slicer.mrmlScene.AddNewNodeByClass(nodeClass, uniqueName(name, nodeClass))
 
 
 @contextmanager
@@ -571,97 +578,11 @@ def pythonInterpreter() -> str:
     return path
 
 
-class SceneJob:
-    """One run of `bonerecon` for a panel: inputs from the scene, a process of its own, results into the scene.
+def makeJob(importResults, onProgress=None, onFinished=None) -> SceneJob:
+    """A job of this Slicer's own Python in a folder of its own; arguments as SceneJob.
 
-    The inputs are written into a fresh temporary folder. Results are read only if the command succeeded and left its
-    result.json. The folder is gone when onFinished is called, whatever happened.
-
-    Attributes:
-        folder: where the caller writes the inputs, before start.
-        state: as jobs.Job: "ready", "running", "succeeded", "failed" or "cancelled".
-        message: why it failed.
-        results: what importResults returned, after success.
-
-    Args:
-        importResults: called with the output folder after success; it adds the results to the scene and returns them.
-        onProgress: called with (stage, progress 0..1, remaining seconds or None).
-        onFinished: called once, last, with (state, message); the message tells why a job failed.
+    Raises:
+        InputError: Slicer's Python program is missing.
     """
-
-    def __init__(self, importResults, onProgress=None, onFinished=None):
-        self.folder = Path(tempfile.mkdtemp(prefix="BoneReconstruction-", dir=slicer.app.temporaryPath))
-        self.state = "ready"
-        self.message = ""
-        self.results = None
-        self._importResults = importResults
-        self._onProgress = onProgress or (lambda stage, progress, remaining: None)
-        self._onFinished = onFinished or (lambda state, message: None)
-        self._job = None
-
-    def start(self, *arguments) -> None:
-        """Start `bonerecon ARGUMENTS --output FOLDER`.
-
-        Raises:
-            InputError: Slicer's Python program is missing; the folder is removed.
-        """
-        try:
-            command = python_command(pythonInterpreter(), *arguments, "--output", self.folder / "output")
-        except InputError:
-            self.discard()
-            raise
-        self._job = Job(command, self._onProgress, lambda line: None, self._onJobFinished,
-                        environment=slicer.util.startupEnvironment(), scratch=[self.folder])
-        self.state = "running"
-        self._job.start()
-
-    def poll(self) -> str:
-        """Follow the process; call it from a timer. It blocks only while results are added to the scene."""
-        if self.state == "running":
-            self._job.poll()
-        return self.state
-
-    def cancel(self) -> None:
-        """Ask the process and all that it started to end; onFinished follows in a later poll."""
-        if self.state == "running":
-            self._job.cancel()
-
-    def wait(self, seconds: float) -> str:
-        """Poll until the job has ended or the time is over, for scripts and for a scene that closes."""
-        if self.state == "running":
-            self._job.wait(seconds)
-        return self.state
-
-    def finish(self, seconds: float):
-        """Wait for the end of the job and return its results, for scripts.
-
-        Raises:
-            RuntimeError: the job failed, or did not end in time and was cancelled.
-        """
-        if self.wait(seconds) == "running":
-            self.cancel()
-            self.wait(30)
-            self.message = f"The job did not end within {seconds:.0f} s."
-        if self.state != "succeeded":
-            raise RuntimeError(self.message)
-        return self.results
-
-    def discard(self) -> None:
-        """Remove the temporary folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _onJobFinished(self, state, message):
-        output = self.folder / "output"
-        try:
-            if state == "succeeded" and not (output / RESULT).is_file():
-                state, message = "failed", "The job left no result."
-            elif state == "succeeded":
-                self.results = self._importResults(output)
-        except Exception as error:
-            state, message = "failed", str(error)
-            if not isinstance(error, InputError):
-                raise
-        finally:
-            self.discard()
-            self.state, self.message = state, message
-            self._onFinished(state, message)
+    return SceneJob(pythonInterpreter(), slicer.util.startupEnvironment(), slicer.app.temporaryPath, importResults,
+                    onProgress, onFinished)

@@ -14,16 +14,20 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.frames import rotation_about, similarity_from_points, transform_points
-from BoneReconstructionLib.shapeprior import compact_smoothing, farthest_points
+from BoneReconstructionLib.shapeprior import compact_smoothing
 from BoneReconstructionLib.surfaces import Surface, vertex_normals
 
 # Standard deviations of the distance between model and data, mm, from the first step of a fit to its last.
 FIT_NOISE_MM = (3.0, 2.0, 1.2, 0.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.3)
 RESIDUAL_SUPPORT_MM = (18.0, 18.0, 45.0)
-RESIDUAL_NOISE = 0.5
+RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
+INDEPENDENT_SHARE = 0.25
+SCALE_RANGE = (0.75, 1.3)
+PARTIAL_SCALE_RANGE = (0.9, 1.1)
 MODEL_POINTS = 4000
+RESIDUAL_POINTS = 5000
 DATA_POINTS = 4000
 
 
@@ -78,6 +82,11 @@ class ShapeFit:
     rms_mm: float
 
 
+def spread_over(count, wanted):
+    """Indices of about `wanted` of `count` vertices; meshes store neighbours together, so strides spread evenly."""
+    return np.linspace(0, count - 1, min(wanted, count)).astype(np.int64)
+
+
 def starting_poses(prior, points):
     """Similarities worth trying when nothing is known of the pose: the bone's long axis, turned and shifted.
 
@@ -86,7 +95,8 @@ def starting_poses(prior, points):
         points: (n, 3) points of the visible bone, mm.
 
     Returns:
-        list of (4, 4) matrices data_from_standard.
+        list of ((4, 4) matrix data_from_standard, (lowest, highest) scale). The bone may be whole and of any size, or
+        one end of a bone whose size it hardly shows, which therefore stays near the mean's.
     """
     centre = points.mean(0)
     axis = np.linalg.svd(points - centre, full_matrices=False)[2][0]
@@ -100,14 +110,18 @@ def starting_poses(prior, points):
         x /= np.linalg.norm(x)
         frame = np.stack([x, np.cross(z, x), z], 1)
         bottom, top = (direction * along).min(), (direction * along).max()
-        # Whole bones are centred; of a partial one it is not known which end is seen.
-        shifts = {(bottom + top) / 2 - (low + high) / 2} if seen > 0.85 * length else {top - high, bottom - low}
-        for shift in shifts:
+        placements = []
+        if seen > SCALE_RANGE[0] * length:
+            placements.append(((bottom + top) / 2, (low + high) / 2, min(seen / length, SCALE_RANGE[1]), SCALE_RANGE))
+        if seen < 0.9 * length:
+            placements += [(top, high, 1.0, PARTIAL_SCALE_RANGE), (bottom, low, 1.0, PARTIAL_SCALE_RANGE)]
+        for place, standard_place, scale, limits in placements:
             for angle in np.arange(8) * np.pi / 4:
                 matrix = np.eye(4)
-                matrix[:3, :3] = frame @ rotation_about((0, 0, 1), angle)
-                matrix[:3, 3] = centre + shift * z - matrix[:3, :3] @ [*prior.mean[:, :2].mean(0), 0.0]
-                poses.append(matrix)
+                matrix[:3, :3] = scale * frame @ rotation_about((0, 0, 1), angle)
+                here = [*prior.mean[:, :2].mean(0), standard_place]
+                matrix[:3, 3] = centre + place * z - matrix[:3, :3] @ here
+                poses.append((matrix, limits))
     return poses
 
 
@@ -119,12 +133,12 @@ def start(prior, visible):
     """
     points = visible.surface.vertices[visible.trusted]
     normals = vertex_normals(visible.surface)[visible.trusted]
-    chosen = farthest_points(points, min(START_POINTS, len(points)))
+    chosen = spread_over(len(points), START_POINTS)
     points, normals = points[chosen], normals[chosen]
     tree = cKDTree(prior.mean)
     mean_normals = vertex_normals(Surface(prior.mean, prior.faces))
 
-    def improve(matrix, steps):
+    def improve(matrix, limits, steps):
         for step in range(steps):
             rotation = matrix[:3, :3]
             scale = np.cbrt(np.linalg.det(rotation))
@@ -133,16 +147,20 @@ def start(prior, visible):
             agree = (mean_normals[nearest] * (normals @ rotation / scale)).sum(1)
             weight = np.where(agree > 0.3, 1.0, 0.05) / (1 + (distance / max(30.0 / 2**step, 3.0)) ** 2)
             matrix = similarity_from_points(prior.mean[nearest], points, weight)
-            wanted = np.clip(np.cbrt(np.linalg.det(matrix[:3, :3])), 0.75, 1.3)
+            wanted = np.clip(np.cbrt(np.linalg.det(matrix[:3, :3])), *limits)
             centre = weight @ points / weight.sum()
             shrink = wanted / np.cbrt(np.linalg.det(matrix[:3, :3]))
             matrix[:3, 3] = centre + shrink * (matrix[:3, 3] - centre)
             matrix[:3, :3] *= shrink
         # Disagreeing normals count as far away, or a bone turned by half a turn would pass.
-        return matrix, float(np.mean(np.minimum(scale * distance, 10.0) + 5.0 * (agree < 0.3)))
+        return matrix, float(np.mean(np.minimum(scale * distance, 10.0) + 5.0 * (agree < 0.3))), limits
 
-    tried = sorted((improve(pose, 6) for pose in starting_poses(prior, points)), key=lambda result: result[1])
-    return min((improve(matrix, 15) for matrix, _ in tried[:4]), key=lambda result: result[1])
+    def distance_of(result):
+        return result[1]
+
+    tried = sorted((improve(matrix, limits, 6) for matrix, limits in starting_poses(prior, points)), key=distance_of)
+    matrix, distance, _ = min((improve(matrix, limits, 15) for matrix, _, limits in tried[:4]), key=distance_of)
+    return matrix, distance
 
 
 def fit(prior, visible, matrix, noise_mm=FIT_NOISE_MM, report=lambda fraction: None):
@@ -160,10 +178,9 @@ def fit(prior, visible, matrix, noise_mm=FIT_NOISE_MM, report=lambda fraction: N
     """
     modes = len(prior.modes)
     basis = prior.vertex_basis
-    model_points = farthest_points(prior.mean, min(MODEL_POINTS, len(prior.mean)))
+    model_points = spread_over(len(prior.mean), MODEL_POINTS)
     data_points = np.flatnonzero(visible.trusted)
-    if len(data_points) > DATA_POINTS:
-        data_points = data_points[np.linspace(0, len(data_points) - 1, DATA_POINTS).astype(int)]
+    data_points = data_points[spread_over(len(data_points), DATA_POINTS)]
     data, data_normals = visible.surface.vertices, vertex_normals(visible.surface)
     data_tree = cKDTree(data)
     mode_weights, kernel_weights = np.zeros(modes), np.zeros((basis.shape[1], 3))
@@ -206,7 +223,7 @@ def _gauss_newton_step(prior, basis, current, shape, surface, vertex, plane, res
         first = 7 + modes + axis * kernels
         jacobian[:, first : first + kernels] = basis[vertex] * local_plane[:, axis, None]
     # Fewer independent observations than points: neighbours share their error.
-    weight = 0.25 * weight.astype(np.float32)
+    weight = INDEPENDENT_SHARE * weight.astype(np.float32)
     normal = (jacobian * weight[:, None]).T @ jacobian
     right = jacobian.T @ (weight * residual.astype(np.float32))
     log_scale = np.log(np.cbrt(np.linalg.det(linear)))
@@ -248,6 +265,8 @@ def with_residual(prior, fitted, visible):
     agree = (normals * data_normals[corners].mean(1)).sum(1)
     usable = visible.trusted[corners].all(1) & (agree > MINIMUM_NORMAL_AGREEMENT) & (distance < 4.0)
     offset = (normals * (found - surface.vertices)).sum(1)
+    usable = np.flatnonzero(usable)
+    usable = usable[spread_over(len(usable), RESIDUAL_POINTS)]
     carried = compact_smoothing(
         prior.mean[usable], offset[usable], prior.mean, np.asarray(RESIDUAL_SUPPORT_MM), RESIDUAL_NOISE
     )

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib import modelzoo
 
-KERNEL_NODES = 1000
+KERNEL_NODES = 700
 
 
 @dataclass(frozen=True)

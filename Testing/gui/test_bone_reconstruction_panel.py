@@ -52,8 +52,8 @@ def finish(application, panel, seconds=90):
 
 def replaceWorker(monkeypatch, script):
     """Let jobs run a script instead of the command line."""
-    from BoneReconstructionLib import scene
-    monkeypatch.setattr(scene, "python_command", lambda interpreter, *arguments: [
+    from BoneReconstructionLib import scenejob
+    monkeypatch.setattr(scenejob, "python_command", lambda interpreter, *arguments: [
         interpreter, "-c", script, *map(str, arguments)])
 
 
@@ -155,12 +155,46 @@ def test_the_panel_and_the_command_line_give_the_same_figures(compared, bones, s
     assert cli.main(["compare", str(tmp_path / "a.vtp"), str(tmp_path / "b.vtp"),
                      "--output", str(tmp_path / "out")]) == 0
     scene.tableToCsv(compared._parameterNode.resultTable, tmp_path / "panel.csv")
-    panelRows, lineRows = (list(csv.reader(open(path, encoding="utf-8")))
+    panelRows, lineRows = (list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
                            for path in (tmp_path / "panel.csv", tmp_path / "out" / "distances.csv"))
     assert panelRows[0] == lineRows[0] and len(panelRows) == len(lineRows) > 1
     for ours, theirs in zip(panelRows[1:], lineRows[1:]):
         for mine, other in zip(ours, theirs):
             assert mine == other or float(mine) == pytest.approx(float(other), nan_ok=True)
+
+
+def test_a_rigid_alignment_on_a_region_brings_the_bones_together_and_is_recorded(application, chosen, slicer):
+    from BoneReconstructionLib.comparison import SIGNED_ARRAY
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    roi.SetSize(60, 60, 16)
+    chosen.ui.alignmentSelector.currentIndex = 1
+    chosen.ui.regionSelector.setCurrentNode(roi)
+    chosen.ui.applyButton.click()
+    finish(application, chosen)
+    assert chosen.ui.statusLabel.text == "Done."
+    distances = slicer.util.arrayFromModelPointData(chosen._parameterNode.firstResult, SIGNED_ARRAY)
+    assert np.abs(distances).max() < 0.1
+    motion = slicer.util.getFirstNodeByClassByName("vtkMRMLLinearTransformNode", "First bone onto second")
+    assert np.allclose(slicer.util.arrayFromTransformMatrix(motion)[:3, 3], SHIFT, atol=0.1)
+
+
+def test_segments_are_compared_like_models(application, chosen, bones, slicer):
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.meshing import voxelize
+    segmentation = scene.addSegmentation("Patient")
+    frame = np.diag([0.5, 0.5, 0.5, 1.0])
+    frame[:3, 3] = -20
+    for bone, selector in zip(bones, ("first", "second")):
+        mask = voxelize(scene.surfaceFromModel(bone), (80, 80, 80), frame)
+        segmentID = scene.addSegment(segmentation, mask, bone.GetName(), (1, 1, 0), "tibia")
+        getattr(chosen.ui, f"{selector}Selector").setCurrentNode(segmentation)
+        getattr(chosen.ui, f"{selector}SegmentSelector").setCurrentSegmentID(segmentID)
+    chosen.ui.applyButton.click()
+    finish(application, chosen)
+    assert chosen.ui.statusLabel.text == "Done."
+    model = chosen._parameterNode.firstResult
+    distances = slicer.util.arrayFromModelPointData(model, model.GetDisplayNode().GetActiveScalarName())
+    assert distances.max() == pytest.approx(np.linalg.norm(SHIFT), abs=0.2)
 
 
 def test_heatmap_controls_change_what_is_drawn(compared, slicer):
@@ -175,6 +209,20 @@ def test_heatmap_controls_change_what_is_drawn(compared, slicer):
     compared.ui.secondHeatmapCheckBox.checked = True
     compared.ui.heatmapCheckBox.checked = True
     assert second.GetDisplayNode().GetVisibility() and second.GetDisplayNode().GetScalarVisibility()
+
+
+def test_the_picture_is_red_where_the_first_bone_lies_outside_and_blue_where_inside(compared, bones, tmp_path):
+    from host import views
+    for bone in bones:
+        bone.GetDisplayNode().SetVisibility(False)
+    pixels = views.threeDView(tmp_path / "heatmap.png").astype(int)
+    red = pixels[..., 0] > pixels[..., 2] + 40
+    blue = pixels[..., 2] > pixels[..., 0] + 90
+    middle = pixels.shape[1] // 2
+    # Seen from the front, the patient's right (+x, where the second bone moved to) is on the left.
+    bone = slice(pixels.shape[1] // 6, -pixels.shape[1] // 6)
+    assert red[:, middle:].sum() > 1000 > 10 * red[:, bone.start:middle].sum()
+    assert blue[:, bone.start:middle].sum() > 1000 > 10 * blue[:, middle:bone.stop].sum()
 
 
 def test_a_second_run_adds_results_and_replaces_none(application, compared):
@@ -279,8 +327,8 @@ def test_a_broken_result_leaves_the_scene_as_it_was(application, monkeypatch, ch
     replaceWorker(monkeypatch, """
 import pathlib, sys
 folder = pathlib.Path(sys.argv[-1]); folder.mkdir()
-(folder / "a.vtp").write_text("not a surface")
-(folder / "result.json").write_text("{}")
+(folder / "first.vtp").write_text("not a surface")
+(folder / "result.json").write_text('{"alignment": null}')
 """)
     before = content(slicer)
     chosen.ui.applyButton.click()
@@ -303,5 +351,5 @@ application.start()
 assert application.openModule({module!r}).ui.applyButton
 assert not application.slotErrors, application.slotErrors
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

@@ -117,6 +117,19 @@ def test_a_segment_selector_follows_the_segmentation(segmentation):
     assert selector.currentSegmentID() == "tibia"
 
 
+def test_the_segment_editor_is_a_placeholder_that_keeps_what_it_is_given(segmentation, application):
+    import slicer
+    slicer.util.selectModule("SegmentEditor")
+    widget = slicer.modules.segmenteditor.widgetRepresentation().self()
+    widget.editor.setSegmentationNode(segmentation)
+    widget.editor.setSourceVolumeNode(slicer.util.getNode("CT"))
+    widget.editor.setCurrentSegmentID("tibia")
+    node = widget.parameterSetNode
+    assert widget.parent.isEntered
+    assert (node.GetSegmentationNode(), node.GetSelectedSegmentID()) == (segmentation, "tibia")
+    assert "placeholder" in widget.editor.findChild("QLabel").text
+
+
 def test_a_table_view_shows_the_table(application):
     import slicer
     table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")

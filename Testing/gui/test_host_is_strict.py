@@ -22,7 +22,7 @@ def test_properties_are_attributes(button):
 
 def test_reading_a_misspelt_property_raises(button):
     with pytest.raises(AttributeError, match="txt"):
-        button.txt
+        _ = button.txt
 
 
 def test_writing_a_misspelt_property_raises(button):

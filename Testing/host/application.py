@@ -172,7 +172,8 @@ def start():
     sys.modules["qt"] = qtcompat.makeModule(QUiLoader=uiloader.QUiLoader)
     sys.modules["ctk"] = ctkwidgets.makeModule()
     qmrmlwidgets.install()
-    from host import parameternode, sampledata, scriptedmodule
+    # These files import qt, which exists only from here on.
+    from host import parameternode, sampledata, scriptedmodule, segmenteditor
     scriptedmodule.install()
     slicer.modules = types.SimpleNamespace(sampleDataSources={})
     for name, logic in _makeLogics().items():
@@ -189,6 +190,8 @@ def start():
     for name in ("i18n", "parameterNodeWrapper", "ScriptedLoadableModule"):
         sys.modules[f"slicer.{name}"] = getattr(slicer, name)
     sys.modules["SampleData"] = sampledata
+    _registerScriptedModule("SegmentEditor", segmenteditor)
+    slicer.util.selectModule = selectModule
     _replaceMessageBoxes()
     _hideShortNames()
     sys.excepthook = qtcompat.recordSlotError
@@ -311,31 +314,38 @@ def process(seconds=0.0):
 
 def loadModule(name):
     """Import a scripted module and register it as `slicer.modules.<lower name>`, without its panel."""
+    if slicer.app.module(name) is None:
+        if importlib.util.find_spec(name) is None:
+            sys.path.insert(0, str(Path(__file__).parents[2] / name))
+        _registerScriptedModule(name, importlib.import_module(name))
+    return slicer.app.module(name)
+
+
+def _registerScriptedModule(name, pythonModule):
     from host import scriptedmodule
-    registered = slicer.app.module(name)
-    if registered is not None:
-        return registered
-    if importlib.util.find_spec(name) is None:
-        sys.path.insert(0, str(Path(__file__).parents[2] / name))
-    pythonModule = importlib.import_module(name)
     module = scriptedmodule.qSlicerScriptedLoadableModule(name, pythonModule.__file__, pythonModule)
     slicer.app.registerModule(module)
     setattr(slicer.modules, f"{name}Instance", getattr(pythonModule, name)(module))
     slicer.app.completeStartup()
-    return module
 
 
 def openModule(name):
     """Load a module, leave the open one, make and enter a fresh panel; return the module's Python widget."""
     _closePanel(loadModule(name))
+    selectModule(name)
+    return slicer.app.module(name).widgetRepresentation().self()
+
+
+def selectModule(module):
+    """Open the panel of a module, given by name or module object, as `slicer.util.selectModule` does."""
+    module = slicer.app.module(module) if isinstance(module, str) else module
     leaveModule()
-    representation = slicer.app.module(name).widgetRepresentation()
-    setattr(slicer.modules, f"{name}Widget", representation.self())
-    representation.resize(520, 900)
-    representation.show()
-    representation.enter()
+    panel = module.widgetRepresentation()
+    setattr(slicer.modules, f"{module.name}Widget", panel.self())
+    panel.resize(520, 900)
+    panel.show()
+    panel.enter()
     process()
-    return representation.self()
 
 
 def leaveModule():

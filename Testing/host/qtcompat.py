@@ -114,7 +114,7 @@ def _guarded(function):
     def call(*arguments):
         try:
             return toNative(function(*(fromNative(argument) for argument in arguments)))
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever a slot raises, Qt must not see it
             recordSlotError(*sys.exc_info())
     return call
 

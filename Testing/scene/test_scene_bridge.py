@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.volumes import Volume
@@ -83,6 +84,30 @@ def test_a_segment_in_the_volumes_grid_comes_back_voxel_for_voxel(scene, bone):
     segmentID = scene.addSegment(segmentation, bone, "Tibia", (1, 0, 0), "tibia", "left")
     back = scene.maskInGeometry(scene.segmentMask(segmentation, segmentID), scene.volumeFromNode(ct))
     assert np.array_equal(back.array, bone.array)
+
+
+def test_segments_that_share_a_labelmap_are_told_apart(scene, bone):
+    segmentation = scene.addSegmentation("Patient")
+    rest = Volume(~bone.array, bone.ijk_to_ras)
+    segmentIDs = [scene.addSegment(segmentation, mask, name, (1, 0, 0), "tibia") for mask, name in (
+        (bone, "Tibia"), (rest, "Rest"))]
+    emptyID = scene.addEmptySegment(segmentation, "Fracture mask", (1, 0, 0))
+    segmentation.GetSegmentation().CollapseBinaryLabelmaps(True)
+    assert segmentation.GetSegmentation().GetNumberOfLayers() == 1
+    for segmentID, mask in zip(segmentIDs, (bone, rest)):
+        assert np.array_equal(scene.maskInGeometry(scene.segmentMask(segmentation, segmentID), bone).array, mask.array)
+    with pytest.raises(InputError, match="empty"):
+        scene.segmentMask(segmentation, emptyID)
+
+
+def test_a_segment_kept_as_surface_becomes_a_mask_without_changing_the_segmentation(scene, slicer, bone):
+    from BoneReconstructionLib.meshing import to_polydata
+    segmentation = scene.addSegmentation("Planned")
+    segmentation.SetSourceRepresentationToClosedSurface()
+    segmentID = segmentation.AddSegmentFromClosedSurfaceRepresentation(to_polydata(mask_surface(bone)), "Tibia")
+    mask = scene.segmentMask(segmentation, segmentID)
+    assert np.allclose(centre(mask), centre(bone), atol=0.5)
+    assert not segmentation.GetSegmentation().ContainsRepresentation("Binary labelmap")
 
 
 def test_parent_transforms_move_volume_segment_model_and_roi_alike(scene, slicer, bone):
@@ -318,13 +343,14 @@ def output(scene):
     heard = []
 
     def make(importResults):
-        return scene.SceneJob(importResults, None, lambda state, message: heard.append((state, message)))
+        return scene.makeJob(importResults, None, lambda state, message: heard.append((state, message)))
     make.heard = heard
     return make
 
 
-def runScript(monkeypatch, scene, script):
-    monkeypatch.setattr(scene, "python_command", lambda interpreter, *arguments: [
+def runScript(monkeypatch, script):
+    from BoneReconstructionLib import scenejob
+    monkeypatch.setattr(scenejob, "python_command", lambda interpreter, *arguments: [
         interpreter, "-c", script, *map(str, arguments)])
 
 
@@ -336,7 +362,7 @@ folder = pathlib.Path(sys.argv[-1]); folder.mkdir()
 
 
 def test_a_jobs_results_are_read_and_its_folder_is_removed(monkeypatch, scene, output):
-    runScript(monkeypatch, scene, WRITE_RESULT)
+    runScript(monkeypatch, WRITE_RESULT)
     job = output(lambda folder: json.loads((folder / "result.json").read_text())["answer"])
     job.start("anything")
     assert job.finish(30) == 42
@@ -344,7 +370,7 @@ def test_a_jobs_results_are_read_and_its_folder_is_removed(monkeypatch, scene, o
 
 
 def test_a_job_without_result_has_failed(monkeypatch, scene, output):
-    runScript(monkeypatch, scene, "pass")
+    runScript(monkeypatch, "pass")
     job = output(lambda folder: pytest.fail("there is nothing to import"))
     job.start("anything")
     with pytest.raises(RuntimeError, match="no result"):
@@ -353,7 +379,7 @@ def test_a_job_without_result_has_failed(monkeypatch, scene, output):
 
 
 def test_a_failing_job_tells_why_and_adds_nothing(monkeypatch, scene, slicer, output):
-    runScript(monkeypatch, scene, "print('no licence for the coffee machine'); raise SystemExit(1)")
+    runScript(monkeypatch, "print('no licence for the coffee machine'); raise SystemExit(1)")
     before = nodeCount(slicer)
     job = output(lambda folder: pytest.fail("there is nothing to import"))
     job.start("anything")
@@ -363,7 +389,7 @@ def test_a_failing_job_tells_why_and_adds_nothing(monkeypatch, scene, slicer, ou
 
 
 def test_a_cancelled_job_leaves_no_process_no_node_and_no_file(monkeypatch, scene, slicer, output):
-    runScript(monkeypatch, scene, "import time; time.sleep(60)")
+    runScript(monkeypatch, "import time; time.sleep(60)")
     before = nodeCount(slicer)
     job = output(lambda folder: pytest.fail("there is nothing to import"))
     job.start("anything")
@@ -375,7 +401,7 @@ def test_a_cancelled_job_leaves_no_process_no_node_and_no_file(monkeypatch, scen
 def test_an_import_that_refuses_is_a_failed_job(monkeypatch, scene, output):
     def refuse(folder):
         raise InputError("The result is not a tibia.")
-    runScript(monkeypatch, scene, WRITE_RESULT)
+    runScript(monkeypatch, WRITE_RESULT)
     job = output(refuse)
     job.start("anything")
     with pytest.raises(RuntimeError, match="not a tibia"):
