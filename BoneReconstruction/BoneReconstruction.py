@@ -4,7 +4,6 @@ import enum
 import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -27,7 +26,6 @@ from BoneReconstructionLib.comparison import SIGNED_ARRAY
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.jobs import RESULT
 from BoneReconstructionLib.meshing import from_polydata
-from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.volumes import write_volume
 
@@ -69,11 +67,9 @@ class BoneReconstructionParameterNode:
     """What the panel asks for, saved with the scene.
 
     Attributes:
-        firstBone, secondBone: model or segmentation, with the segment's ID.
-        region: the part of the second bone that the alignment uses (ROI, labelmap or segment); None: all.
+        region: the part of the second bone that the alignment uses; None: all of it.
         heatmapRange: colours run from minus to plus this distance, mm.
         opacity: of the result models, 0 to 1.
-        firstResult, secondResult, resultTable: the last comparison.
     """
 
     firstBone: slicer.vtkMRMLModelNode | slicer.vtkMRMLSegmentationNode | None
@@ -251,11 +247,8 @@ class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onProgress(self, stage, progress, remaining):
         """The job reported: its stage, 0..1 of the whole job, remaining seconds or None."""
         self.ui.progressBar.value = round(100 * progress)
-        if remaining is None:
-            self.ui.statusLabel.text = _("Running: {stage}").format(stage=stage)
-        else:
-            self.ui.statusLabel.text = _("Running: {stage}, about {seconds} s left").format(
-                stage=stage, seconds=max(1, round(remaining)))
+        text = _("Running: {stage}") if remaining is None else _("Running: {stage}, about {seconds} s left")
+        self.ui.statusLabel.text = text.format(stage=stage, seconds=max(1, round(remaining or 0)))
 
     def onJobFinished(self, state, message):
         """The job ended: "succeeded", "failed" with a message, or "cancelled"."""
@@ -325,6 +318,9 @@ class BoneReconstructionWidget(JobPanelWidget):
             node.resultTable = results.table
         for model in previous:
             scene.setModelVisible(model, False)
+        for bone, segmentID in ((node.firstBone, node.firstSegmentID), (node.secondBone, node.secondSegmentID)):
+            if bone is not None:
+                scene.hideIn3D(bone, segmentID)
 
     def updateDisplay(self):
         node = self._parameterNode
@@ -380,7 +376,7 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         Args:
             first, second: the bones.
             alignment: "none" or "rigid".
-            region: the part of the second bone that the alignment uses, (ROI, labelmap or segmentation node, segment ID), or None.
+            region: the part of the second bone that the alignment uses, (node for scene.maskFromNode, segment ID).
             onProgress, onFinished: see scenejob.SceneJob.
 
         Returns:
@@ -391,8 +387,8 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         """
         job = scene.makeJob(functools.partial(self._importResults, first[0]), onProgress, onFinished)
         try:
-            arguments = ["compare", self._exportBone(job.folder / "first", *first),
-                         self._exportBone(job.folder / "second", *second), "--align", alignment]
+            arguments = ["compare", scene.writeBone(job.folder / "first", *first),
+                         scene.writeBone(job.folder / "second", *second), "--align", alignment]
             if region is not None:
                 path = job.folder / "region.nrrd"
                 write_volume(path, scene.maskFromNode(*region))
@@ -404,26 +400,12 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         return job
 
     def compare(self, first, second, alignment="none", region=None, timeoutS=600.0):
-        """Compare two bones and wait for the result; no dialogs. Arguments as startComparison.
-
-        Returns:
-            ComparisonResults.
+        """Compare and wait, without dialogs; returns ComparisonResults. Arguments and InputError as startComparison.
 
         Raises:
-            InputError: the bones cannot be compared.
             RuntimeError: the job failed or took longer than timeoutS seconds.
         """
         return self.startComparison(first, second, alignment, region).finish(timeoutS)
-
-    @staticmethod
-    def _exportBone(path: Path, node, segmentID):
-        if node.IsA("vtkMRMLModelNode"):
-            path = path.with_suffix(".vtp")
-            write_surface(path, scene.surfaceFromModel(node))
-        else:
-            path = path.with_suffix(".nrrd")
-            write_volume(path, scene.maskFromNode(node, segmentID))
-        return path
 
     def _importResults(self, firstNode, output):
         record = json.loads((output / RESULT).read_text(encoding="utf-8"))

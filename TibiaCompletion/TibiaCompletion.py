@@ -197,9 +197,9 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
         if recordNode is None:
             return _("No prediction yet.")
         record = json.loads(recordNode.GetText())
-        lines = [_("PREDICTED from the {side} tibia by {method}, model {model} {version}. Not for clinical use.").format(
-            side=record["side"], method=record["method"], model=record["model"]["id"],
-            version=record["model"]["version"])]
+        text = _("PREDICTED from the {side} tibia by {method}, model {model} {version}. Not for clinical use.")
+        lines = [text.format(side=record["side"], method=record["method"], model=record["model"]["id"],
+                             version=record["model"]["version"])]
         return "\n".join(lines + [_("Warning: {warning}").format(warning=text) for text in record["warnings"]])
 
     @staticmethod

@@ -305,15 +305,24 @@ def _still_closer2(best2):
 
 
 def _welded(surface):
-    """Vertices and faces without repeated or unused vertices; faces keep their order."""
+    """Vertices and faces without repeated or unused vertices; both keep their order."""
     vertices, faces = np.asarray(surface.vertices, float), np.asarray(surface.faces, np.int32)
-    keys = np.sort(vertices @ [1.0, np.sqrt(2.0), np.sqrt(3.0)])
+    keys = vertices @ [1.0, np.sqrt(2.0), np.sqrt(3.0)]
+    order = np.argsort(keys)
+    repeated = np.flatnonzero(np.diff(keys[order]) == 0) + 1
+    repeated = repeated[(vertices[order[repeated]] == vertices[order[repeated - 1]]).all(axis=1)]
+    if len(repeated):
+        first = np.arange(len(vertices))
+        first[repeated] = 0
+        first = np.maximum.accumulate(first)
+        original = np.empty(len(vertices), np.int32)
+        original[order] = order[first]
+        faces = original[faces]
     used = np.zeros(len(vertices), bool)
     used[faces] = True
-    if used.all() and (np.diff(keys) != 0).all():
+    if used.all():
         return vertices, faces
-    vertices, index = np.unique(vertices[faces.ravel()] + 0.0, axis=0, return_inverse=True)
-    return vertices, index.reshape(-1, 3).astype(np.int32)
+    return vertices[used], (np.cumsum(used, dtype=np.int32) - 1)[faces]
 
 
 def _triangle_rows(a, b, c):

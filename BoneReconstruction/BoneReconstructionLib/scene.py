@@ -20,9 +20,9 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.meshing import from_polydata, to_polydata
 from BoneReconstructionLib.scenejob import SceneJob
-from BoneReconstructionLib.surfacefiles import read_surface
+from BoneReconstructionLib.surfacefiles import read_surface, write_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_normals
-from BoneReconstructionLib.volumes import Volume, bounding_box, check_geometry, crop, resample
+from BoneReconstructionLib.volumes import Volume, bounding_box, check_geometry, crop, resample, write_volume
 
 TERMINOLOGY_NAME = "Bone reconstruction"
 CATEGORY_CODE = "SCT^123037004^Anatomical Structure"
@@ -378,6 +378,40 @@ def setModelVisible(modelNode, visible: bool, opacity: float | None = None) -> N
         setHeatmapVisible(modelNode, False)
 
 
+def writeBone(path: Path, node, segmentId: str = "") -> Path:
+    """Write a model (.vtp) or a segment or labelmap (.nrrd) for the command line, in world coordinates.
+
+    Args:
+        path: the file without its ending.
+        node: model, or what maskFromNode takes.
+        segmentId: the segment, for segmentations.
+
+    Returns:
+        The file with its ending.
+
+    Raises:
+        InputError: as surfaceFromModel and maskFromNode.
+    """
+    if node.IsA("vtkMRMLModelNode"):
+        path = path.with_suffix(".vtp")
+        write_surface(path, surfaceFromModel(node))
+    else:
+        path = path.with_suffix(".nrrd")
+        write_volume(path, maskFromNode(node, segmentId))
+    return path
+
+
+def hideIn3D(node, segmentId: str = "") -> None:
+    """Hide a model or a segment in 3D views, where a result takes its place."""
+    displayNode = node.GetDisplayNode()
+    if displayNode is None:
+        return
+    if node.IsA("vtkMRMLSegmentationNode"):
+        displayNode.SetSegmentVisibility3D(segmentId, False)
+    else:
+        displayNode.SetVisibility3D(False)
+
+
 def addHeatmap(modelNode, arrayName: str, rangeMm: float, title: str):
     """Colour a model by signed distances, with a colour node of its own and a legend.
 
@@ -396,7 +430,7 @@ def addHeatmap(modelNode, arrayName: str, rangeMm: float, title: str):
     displayNode.SetActiveScalar(arrayName, vtk.vtkAssignAttribute.POINT_DATA)
     displayNode.SetAndObserveColorNodeID(colorNode.GetID())
     displayNode.SetScalarRangeFlag(slicer.vtkMRMLDisplayNode.UseManualScalarRange)
-    legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(modelNode)
+    legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(modelNode)
     legend.SetTitleText(title)
     legend.SetLabelFormat("%.1f")
     legend.SetNumberOfLabels(5)
@@ -422,7 +456,7 @@ def setHeatmapRange(modelNode, rangeMm: float) -> None:
 def setHeatmapVisible(modelNode, visible: bool) -> None:
     """Show a model in its distance colours with legend, or in its plain colour."""
     modelNode.GetDisplayNode().SetScalarVisibility(visible)
-    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(modelNode)
+    legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(modelNode)
     if legend is not None:
         legend.SetVisibility(visible)
 

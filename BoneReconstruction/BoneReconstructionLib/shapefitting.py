@@ -23,7 +23,8 @@ RESIDUAL_SUPPORT_MM = (18.0, 18.0, 45.0)
 RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
-INDEPENDENT_SHARE = 0.25
+# Neighbouring points share their errors; counted as independent they would overrule the prior where bone is unseen.
+INDEPENDENT_SHARE = 0.05
 SCALE_RANGE = (0.75, 1.3)
 PARTIAL_SCALE_RANGE = (0.9, 1.1)
 MODEL_POINTS = 4000
@@ -222,7 +223,6 @@ def _gauss_newton_step(prior, basis, current, shape, surface, vertex, plane, res
     for axis in range(3):
         first = 7 + modes + axis * kernels
         jacobian[:, first : first + kernels] = basis[vertex] * local_plane[:, axis, None]
-    # Fewer independent observations than points: neighbours share their error.
     weight = INDEPENDENT_SHARE * weight.astype(np.float32)
     normal = (jacobian * weight[:, None]).T @ jacobian
     right = jacobian.T @ (weight * residual.astype(np.float32))

@@ -1,4 +1,4 @@
-"""The scene bridge on slicer-core's real scene: oblique, flipped and transformed geometry, terminology, all or nothing."""
+"""The scene bridge on slicer-core's real scene: oblique and transformed geometry, terminology, all or nothing."""
 
 import itertools
 import json

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from BoneReconstructionLib.distances import SurfaceLocator
-from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES, side_to_right
 from BoneReconstructionLib.jobs import OutputFolder, Progress
 from BoneReconstructionLib.meshing import voxelize
@@ -80,6 +79,30 @@ class CompletionRequest:
     method: str = DEFAULT_METHOD
 
 
+def predict(case, side="auto", method=DEFAULT_METHOD, report=lambda stage, fraction: None):
+    """Find the side and run a method, without files.
+
+    Args:
+        case: a `TibiaCase`.
+        side: "left", "right" or "auto".
+        method: a key of `METHODS`.
+        report: called with (stage, fraction).
+
+    Returns:
+        (side, Completion, warnings).
+
+    Raises:
+        InputError: the side cannot be told; weights missing or altered.
+    """
+    report("finding the pose", 0.0)
+    side, start, warnings = detect_side(case, side)
+    module, function = METHODS[method].function.split(":")
+    completion = getattr(importlib.import_module(module), function)(
+        case, side, start, lambda fraction: report("completing", fraction)
+    )
+    return side, completion, warnings
+
+
 def complete_tibia(request, folder, report):
     """Complete a tibia and write its files into an empty folder.
 
@@ -104,12 +127,7 @@ def complete_tibia(request, folder, report):
     report("reading", 0.8)
     case = make_case(tibia, fracture, lambda lower, upper: crop(read_volume(request.ct), lower, upper))
     hidden = fracture.array
-    report("finding the pose", 0.0)
-    side, start, warnings = detect_side(case, request.side)
-    module, function = METHODS[request.method].function.split(":")
-    completion = getattr(importlib.import_module(module), function)(
-        case, side, start, lambda fraction: report("completing", fraction)
-    )
+    side, completion, warnings = predict(case, request.side, request.method, report)
 
     report("writing", 0.0)
     predicted = transformed(completion.surface, side_to_right(side))
