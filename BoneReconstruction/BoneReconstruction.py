@@ -246,6 +246,8 @@ class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onProgress(self, stage, progress, remaining):
         """The job reported: its stage, 0..1 of the whole job, remaining seconds or None."""
+        if not self.ui.applyButton.enabled:
+            return  # being cancelled
         self.ui.progressBar.value = round(100 * progress)
         text = _("Running: {stage}") if remaining is None else _("Running: {stage}, about {seconds} s left")
         self.ui.statusLabel.text = text.format(stage=stage, seconds=max(1, round(remaining or 0)))

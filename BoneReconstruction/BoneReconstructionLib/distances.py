@@ -20,12 +20,13 @@ from scipy.spatial import cKDTree
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.surfaces import Surface, vertex_areas
 
-TOLERANCE_MM = 0.005
+TOLERANCE_MM = 0.002
 """A triangle closer by less than this may be missed; it bounds the work where very many are equally far away."""
 
-_BLOCK = 8192
-_CHUNK = 2048
-_NEIGHBOURS = 5
+_BLOCK = 8192  # queries that one thread takes at a time
+_CHUNK = 2048  # rings of triangles tested at a time: their coordinates just fit into the cache
+_NEIGHBOURS = 5  # vertices that are asked for first; one query in a hundred needs more
+_PIECES = 40000  # into about a third of which coarser surfaces are cut for the search
 _EDGE_ENDS = np.array([[0, 0], [0, 1], [0, 2], [1, 2]])
 
 
@@ -72,7 +73,8 @@ class SurfaceLocator:
             self._triangles[block], reach2[block], area[block] = _triangle_rows(*corners)
 
         _in_blocks(fill, len(self._faces))
-        samples, corners, parents, reach2 = _bisect_long(self._vertices, self._faces, reach2, 4 * area.mean())
+        usual = 4 * area.sum() / max(len(area), _PIECES)
+        samples, corners, parents, reach2 = _bisect_long(self._vertices, self._faces, reach2, usual)
         self._ring_start, self._ring_faces, reach2 = _rings(corners, parents, reach2, len(samples))
         self._max_reach2 = reach2.max()
         lifted = np.column_stack([samples, np.sqrt(self._max_reach2 - reach2)])
@@ -385,7 +387,7 @@ def _distances2(points, rows):
 
 
 def _place(points, rows):
-    """Features hit (n,), see _Feet, and the coordinates u and v (n,) of the closest points along the sides 01 and 02."""
+    """Features hit (n,), see _Feet, and the closest points' coordinates u and v (n,) along the sides 01 and 02."""
     _, adds, (t1, t2, t3, u, v) = _candidates(points, rows)
     feature = np.argmin(adds, axis=0)
     return feature, np.choose(feature, (u, t1, 0, 1 - t3)), np.choose(feature, (v, 0, t2, t3))
@@ -399,7 +401,7 @@ def _bisect_long(vertices, faces, reach2, usual):
         of (p,), ascending, and their squared reaches (p,).
     """
     samples, corners, parents = vertices, faces, np.arange(len(faces), dtype=np.int32)
-    room = 2 * len(faces) + 20000
+    room = 2 * len(faces) + _PIECES
     limit = reach2.max()
     while limit > usual:
         limit = max(limit / 2, usual)
@@ -409,8 +411,11 @@ def _bisect_long(vertices, faces, reach2, usual):
                 limit = 0
                 break
             a, b, c = _longest_side_first(samples, corners[long]).T
-            middle = np.arange(len(samples), len(samples) + len(long), dtype=np.int32)
-            samples = np.concatenate([samples, (samples[a] + samples[b]) / 2])
+            # Neighbours that are cut on their common side share the new sample.
+            keys = np.minimum(a, b).astype(np.int64) << 32 | np.maximum(a, b)
+            sides, middle = np.unique(keys, return_inverse=True)
+            middle = (middle + len(samples)).astype(np.int32)
+            samples = np.concatenate([samples, (samples[sides >> 32] + samples[sides & 0xFFFFFFFF]) / 2])
             halves = np.concatenate([np.stack([a, middle, c], axis=1), np.stack([middle, b, c], axis=1)])
             keep = reach2 <= limit
             corners = np.concatenate([corners[keep], halves])

@@ -11,17 +11,19 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch.nn import functional
 
 from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.modelzoo import find_model
 from BoneReconstructionLib.priorsampling import random_weights
 from BoneReconstructionLib.shapeprior import Kernel, load_prior
-from BoneReconstructionLib.surfaces import Surface
+from BoneReconstructionLib.surfaces import Surface, vertex_normals
 
 BONES = ("tibia", "fibula")
 FIELD_SPACING_MM = 6.0
 DISTANCE_SPACING_MM = 1.5
+EXACT_MM = 6.0
 MARGIN_MM = 24.0
 INVERSION_STEPS = 8
 SLABS = 16
@@ -89,9 +91,15 @@ class _BoneField:
     def distance(self):
         """((1, 1, K, J, I) mean signed distance in mm, upper corner)."""
         points, upper = self._grid(DISTANCE_SPACING_MM)
-        locator = SurfaceLocator(Surface(self.prior.mean, self.prior.faces))
-        values = locator.signed(points.reshape(-1, 3)).reshape(points.shape[:3])
-        return self._tensor(values)[None, None], upper
+        surface = Surface(self.prior.mean, self.prior.faces)
+        flat = points.reshape(-1, 3)
+        values, nearest = cKDTree(surface.vertices).query(flat, workers=-1)
+        # Exact only where voxels can be partly bone; beyond, the side of the nearest vertex tells in from out.
+        outward = ((flat - surface.vertices[nearest]) * vertex_normals(surface)[nearest]).sum(1)
+        values = np.copysign(values, outward)
+        near = np.abs(values) < EXACT_MM
+        values[near] = SurfaceLocator(surface).signed(flat[near])
+        return self._tensor(values.reshape(points.shape[:3]))[None, None], upper
 
     @cached_property
     def bases(self):
@@ -222,15 +230,20 @@ class VirtualPatients:
             index = torch.stack(torch.meshgrid(k, j, i, indexing="ij")[::-1], -1).float()
             points = (index @ matrix[:3, :3].T + matrix[:3, 3]).reshape(-1, 3)
             slab = hu[first : first + SLABS].view(-1)
+            if missing is not None:
+                gone = torch.as_tensor(missing[first : first + SLABS], device=self.device).reshape(-1)
             for bone in BONES:
-                distance, height = self._sampled(person, bone, inverses[bone], points)
-                labels[bone][first : first + SLABS] = (distance < 0).view(index.shape[:3])
-                bone_hu = _bone_hu(person.tissue, distance, height)
-                share = torch.clamp(0.5 - distance / ramp, 0, 1)  # of the voxel that the bone fills
+                field = self._fields[bone]
+                low, high = (person.scale * field._tensor(corner) for corner in (field.low, field.high))
+                inside = ((points > low) & (points < high)).all(1).nonzero()[:, 0]
+                distance, height = self._sampled(person, bone, inverses[bone], points[inside])
+                labels[bone][first : first + SLABS].view(-1)[inside[distance < 0]] = True
+                filled = distance < 0.5 * ramp
                 if missing is not None:
-                    gone = torch.as_tensor(missing[first : first + SLABS], device=self.device).reshape(-1)
-                    share = torch.where(gone, torch.zeros_like(share), share)
-                slab += share * (bone_hu - slab)
+                    filled &= ~gone[inside]
+                inside, distance, height = inside[filled], distance[filled], height[filled]
+                share = torch.clamp(0.5 - distance / ramp, 0, 1)  # of the voxel that the bone fills
+                slab[inside] += share * (_bone_hu(person.tissue, distance, height) - slab[inside])
         noise = torch.Generator(device=self.device).manual_seed(person.seed)
         hu = _blurred(hu, (person.tissue["blur_mm"] / spacing).flip(0).tolist())
         hu += person.tissue["noise_hu"] * torch.randn(shape_kji, generator=noise, device=self.device)

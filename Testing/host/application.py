@@ -13,6 +13,7 @@ It is for tests, the demo and pictures and is no 3D Slicer. Use, with the folder
     application.clear()                                    # modules closed, scene empty
 """
 
+import ctypes
 import importlib.util
 import inspect
 import os
@@ -165,6 +166,10 @@ def start():
     """Build the environment once per process: scene, logics, `slicer.app`, `slicer.modules` and stand-in modules."""
     if isinstance(getattr(slicer, "app", None), Application):
         return
+    if sys.version_info < (3, 12):
+        # Each Signal.emit() of PySide6 takes one reference too many from True, which older Pythons then free: they
+        # abort. Newer ones never free it.
+        ctypes.c_ssize_t.from_address(id(True)).value += 1 << 30
     slicer._hostFolder = tempfile.TemporaryDirectory(prefix="testhost")
     slicer.app = Application(slicer._hostFolder.name)
     _isolateSettings(slicer._hostFolder.name)

@@ -155,6 +155,9 @@ def _managers(factoryClass, names, renderer, viewNode):
             factory.RegisterDisplayableManager(name)
     group = factory.InstantiateDisplayableManagers(renderer)
     group.SetMRMLDisplayableNode(viewNode)
+    # The legends' manager learns of them only when they are added, and in Slicer the views are there before them.
+    for legend in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
+        slicer.mrmlScene.InvokeEvent(slicer.mrmlScene.NodeAddedEvent, legend)
     return group
 
 

@@ -26,6 +26,7 @@ COMMAND_LINE = "BoneReconstructionLib.cli"
 # more, so that it runs in a Slicer without PyTorch and on a node without vtk. Name a file only after asking whether
 # an import inside the function that needs it, or a smaller file, would do.
 NEEDS = {
+    "BoneReconstructionLib.comparison": {"vtk"},
     "BoneReconstructionLib.meshing": {"vtk"},
     "BoneReconstructionLib.priortraining": {"vtk"},
     "BoneReconstructionLib.sample": {"torch", "vtk"},

@@ -141,7 +141,9 @@ def complete_tibia(request, folder, report):
     with open(folder / "distances.csv", "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
         rows.writerow(("metric", "value", "unit", "definition"))
-        rows.writerows((name, f"{value:.4g}", unit, text) for name, (value, unit, text) in metrics.items())
+        rows.writerows(
+            (name.replace("_", " "), f"{value:.4g}", unit, text) for name, (value, unit, text) in metrics.items()
+        )
     result = {
         "version": VERSION,
         "inputs": {"ct": request.ct, "tibia": request.tibia, "fracture": request.fracture},
