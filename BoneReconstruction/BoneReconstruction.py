@@ -387,7 +387,8 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         Raises:
             InputError: a bone or region is empty or under a transform that is not linear; nothing was started.
         """
-        job = scene.makeJob(functools.partial(self._importResults, first[0]), onProgress, onFinished)
+        inputs = {"first": first, "second": second} | ({"region": region} if region is not None else {})
+        job = scene.makeJob(functools.partial(self._importResults, inputs), onProgress, onFinished)
         try:
             arguments = ["compare", scene.writeBone(job.folder / "first", *first),
                          scene.writeBone(job.folder / "second", *second), "--align", alignment]
@@ -409,20 +410,21 @@ class BoneReconstructionLogic(ScriptedLoadableModuleLogic):
         """
         return self.startComparison(first, second, alignment, region).finish(timeoutS)
 
-    def _importResults(self, firstNode, output):
+    def _importResults(self, inputs, output):
         record = json.loads((output / RESULT).read_text(encoding="utf-8"))
-        with scene.importing(firstNode, _("Bone comparison")):
+        with scene.importing(inputs["first"][0], _("Bone comparison")):
             models = []
-            for fileName, name, color in (("first.vtp", _("First bone, compared"), FIRST_COLOR),
-                                          ("second.vtp", _("Second bone, compared"), SECOND_COLOR)):
-                surface, scalars = scene.readSurfaceWithScalars(output / fileName)
+            for which, color in (("first", FIRST_COLOR), ("second", SECOND_COLOR)):
+                described = scene.describeInput(*inputs[which])
+                name = _("{bone}, compared").format(bone=described.get("segment", described["node"]))
+                surface, scalars = scene.readSurfaceWithScalars(output / f"{which}.vtp")
                 model = scene.surfaceToModel(surface, name, color, scalars=scalars)
                 scene.addHeatmap(model, SIGNED_ARRAY, 2.0, _("First to second (mm)\n+ outside, - inside"))
                 models.append(model)
             if record["alignment"]:
                 scene.addTransform(record["alignment"]["second_from_first_ras"], _("First bone onto second"))
             table = scene.tableFromCsv(output / "distances.csv", _("Bone comparison"))
-            recordNode = scene.recordFromJson(output / RESULT, _("Bone comparison record"))
+            recordNode = scene.recordFromJson(output / RESULT, _("Bone comparison record"), inputs)
         return ComparisonResults(*models, table, recordNode)
 
 

@@ -74,10 +74,10 @@ def complete(folder, patient):
     views.threeDView(folder / "completion-3d.png", "anterior", (500, 700))
     views.threeDView(folder / "completion-3d-lateral.png", "left", (500, 700))
     centre = fracture_centre(fracture)
-    for orientation in ("Axial", "Sagittal", "Coronal"):
-        width = 110.0 if orientation == "Axial" else 200.0
+    for orientation, width, size in (("Axial", 110.0, (500, 500)), ("Sagittal", 140.0, (500, 700)),
+                                     ("Coronal", 140.0, (500, 700))):
         views.sliceView(folder / f"completion-{orientation.lower()}.png", orientation, ct, centre=centre,
-                        fieldOfView=width, size=(500, 500))
+                        fieldOfView=width, size=size)
     return panel
 
 
@@ -151,8 +151,10 @@ def main():
     save_and_reload(folder / "scene.mrb")
     application.clear()
 
-    from pictures import random_legs
+    from pictures import random_legs, side_by_side
 
+    shown = ("patient-3d", "completion-3d", "completion-coronal")
+    side_by_side([folder / f"{name}.png" for name in shown], folder / "DemoCompletion.png")
     random_legs(folder / "RandomLegs.png")
     say("random legs pictured")
     if application.slotErrors:

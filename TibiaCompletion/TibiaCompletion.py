@@ -251,7 +251,8 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
         Raises:
             InputError: an input that cannot be read out of the scene; nothing was started.
         """
-        job = scene.makeJob(functools.partial(self._importResults, ct), onProgress, onFinished)
+        inputs = {"ct": (ct, ""), "tibia": tibia, "fracture": fracture}
+        job = scene.makeJob(functools.partial(self._importResults, inputs), onProgress, onFinished)
         try:
             arguments = ["complete-tibia", "--side", side, "--method", method]
             # .nii is not compressed: a CT is written in a second instead of ten.
@@ -278,7 +279,8 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
         """
         return self.startCompletion(ct, tibia, fracture, side, method).finish(timeoutS)
 
-    def _importResults(self, ct, output):
+    def _importResults(self, inputs, output):
+        ct = inputs["ct"][0]
         record = json.loads((output / RESULT).read_text(encoding="utf-8"))
         volume = read_volume(output / "tibia.nii.gz")
         surface, scalars = scene.readSurfaceWithScalars(output / "tibia.vtp")
@@ -297,7 +299,7 @@ class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
             scene.addHeatmap(model, DISTANCE_ARRAY, 2.0, _("PREDICTED tibia (mm)\n+ outside, - inside"))
             transform = scene.addTransform(record["ras_to_standard"], _("PREDICTED tibia to standard frame"))
             table = scene.tableFromCsv(output / "distances.csv", _("PREDICTED tibia figures"))
-            recordNode = scene.recordFromJson(output / RESULT, _("PREDICTED tibia record"))
+            recordNode = scene.recordFromJson(output / RESULT, _("PREDICTED tibia record"), inputs)
             for node in (segmentation, model, transform, table):
                 node.SetAttribute(PREDICTED_ATTRIBUTE, "1")
                 node.SetNodeReferenceID("BoneReconstruction.Record", recordNode.GetID())

@@ -137,7 +137,5 @@ class Bowl:
         local = points - self.centre
         radius = np.maximum(np.linalg.norm(local / self.semiaxes, axis=1), 1e-6)
         foot = local / radius[:, None]
-        inside = np.linalg.norm(foot, axis=1) * (1 - radius)
-        # An ellipsoid's flat sides are nearer than they look along the radius.
-        inside = inside / np.linalg.norm(foot, axis=1) / np.linalg.norm(foot / self.semiaxes**2, axis=1)
+        inside = (1 - radius) / np.linalg.norm(foot / self.semiaxes**2, axis=1)
         return inside + self.roughness_mm * self.noise(foot + self.centre)

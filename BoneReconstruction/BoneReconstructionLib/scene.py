@@ -6,6 +6,7 @@ make itself.
 """
 
 import csv
+import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -528,11 +529,28 @@ def tableToCsv(tableNode, path) -> None:
     os.replace(partial, path)
 
 
-def recordFromJson(path, name: str):
-    """Add a text node that keeps a job's result.json (inputs, settings, versions, figures) with the scene."""
+def recordFromJson(path, name: str, inputs: dict):
+    """Add a text node that keeps a job's result.json (inputs, settings, versions, figures) with the scene.
+
+    Args:
+        path: the result.json.
+        name: the text node's name.
+        inputs: (node, segment ID) by the input's name; the job's temporary files give way to what these are called.
+    """
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    record["inputs"] = {key: describeInput(*bone) for key, bone in inputs.items()}
     node = _addNode("vtkMRMLTextNode", name)
-    node.SetText(Path(path).read_text(encoding="utf-8"))
+    node.SetText(json.dumps(record, indent=2, ensure_ascii=False))
     return node
+
+
+def describeInput(node, segmentId: str = "") -> dict:
+    """Names and IDs that tell later which node, and which of its segments, an input was."""
+    description = {"node": node.GetName(), "id": node.GetID()}
+    if segmentId and hasSegment(node, segmentId):
+        segment = node.GetSegmentation().GetSegment(segmentId)
+        description |= {"segment": segment.GetName(), "segment_id": segmentId}
+    return description
 
 
 # Order in the scene

@@ -7,6 +7,7 @@ method does is one function: it is given a `TibiaCase`, the side and a starting 
 import csv
 import importlib
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import transformed, vertex_areas, volume_mm3
 from BoneReconstructionLib.version import VERSION
-from BoneReconstructionLib.volumes import crop, read_geometry, read_mask, read_volume, resample, write_volume
+from BoneReconstructionLib.volumes import check_memory, crop, read_geometry, read_mask, read_volume, resample, write_volume
 from TibiaCompletionLib.case import make_case
 from TibiaCompletionLib.shapecompletion import detect_side
 
@@ -57,6 +58,7 @@ DEFAULT_METHOD = "shape-prior"
 STAGES = {"reading": 4, "finding the pose": 2, "completing": 8, "writing": 3}
 DISTANCE_ARRAY = "DistanceToVisibleBone_mm"
 SIGN = "positive: the predicted bone lies outside the visible bone"
+WORKING_BYTES_PER_VOXEL = 10  # masks on the CT's grid, their copies and the labelmap that is written
 FILES = ("tibia.nii.gz", "tibia.ply", "tibia.vtp", "distances.csv", "result.json")
 
 
@@ -121,6 +123,7 @@ def complete_tibia(request, folder, report):
     began = time.perf_counter()
     report("reading", 0.0)
     shape, ijk_to_ras = read_geometry(request.ct)
+    check_memory(WORKING_BYTES_PER_VOXEL * math.prod(shape), Path(request.ct).name)
     tibia = resample(read_mask(request.tibia), shape, ijk_to_ras, "antialiased")
     report("reading", 0.4)
     fracture = resample(read_mask(request.fracture), shape, ijk_to_ras, "antialiased")

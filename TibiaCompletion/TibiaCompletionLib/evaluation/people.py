@@ -1,0 +1,119 @@
+"""The real legs that are measured on: bone surfaces of people whom no model has seen."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import side_to_right, transform_points
+from BoneReconstructionLib.shapefitting import VisibleSurface, start
+from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.surfacefiles import read_surface
+from BoneReconstructionLib.surfaces import Surface
+
+NEIGHBOURS = ("fibula", "femur", "talus")
+SIDES = {"L": "left", "R": "right"}
+
+
+@dataclass(frozen=True, eq=False)
+class Leg:
+    """One leg in the frame in which its person was scanned, RAS mm.
+
+    Attributes:
+        subject: who.
+        side: "left" or "right".
+        tibia: closed surface.
+        neighbours: {bone: closed surface} in place, of `NEIGHBOURS` as far as they are there.
+        other_tibia: the other leg's tibia, as it lies, or None.
+        origin: (3,) a point on the tibia's long axis, at its lowest point.
+        axes: (3, 3) rows: lateral, anterior and proximal unit vectors of the tibia (lateral is the patient's left in a
+            left leg).
+        length: extent of the tibia along the proximal axis, mm.
+        scale: size relative to the person.
+    """
+
+    subject: str
+    side: str
+    tibia: Surface
+    neighbours: dict[str, Surface]
+    other_tibia: Surface | None
+    origin: np.ndarray
+    axes: np.ndarray
+    length: float
+    scale: float = 1.0
+
+    @property
+    def name(self):
+        """Subject and side as in the file's name."""
+        return f"{self.subject}_{self.side[0].upper()}"
+
+    def places(self, points):
+        """Coordinates (n, 3) of RAS points along `axes` from `origin`, mm: the last is the height above the ankle."""
+        return (points - self.origin) @ self.axes.T
+
+    def scaled_to(self, length):
+        """A copy whose tibia has this length in mm, with neighbours, without the other leg."""
+        factor = length / self.length
+        return replace(
+            self,
+            tibia=_scaled(self.tibia, factor),
+            neighbours={bone: _scaled(surface, factor) for bone, surface in self.neighbours.items()},
+            other_tibia=None,
+            origin=self.origin * factor,
+            length=length,
+            scale=factor * self.scale,
+        )
+
+
+def leg_names(folder):
+    """(subject, side) of every tibia in a folder: tibia/<subject>_<L|R>.ply.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = [path.stem for path in sorted((Path(folder) / "tibia").glob("*.ply"))]
+    legs = [(name[:-2], SIDES[name[-1]]) for name in names if name[-2:] in ("_L", "_R")]
+    if not legs:
+        raise InputError(f"{folder} holds no tibia/<subject>_<L|R>.ply: name a folder of bone surfaces.")
+    return legs
+
+
+def read_leg(folder, subject, side):
+    """Read a leg; files without a coordinate system are LPS (a person stored as RAS is only turned by half a turn).
+
+    The anatomical axes come from laying the mean tibia on the whole bone.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    letters = {word: letter for letter, word in SIDES.items()}
+
+    def bone(name, of_side):
+        path = Path(folder) / name / f"{subject}_{letters[of_side]}.ply"
+        return read_surface(path) if path.exists() else None
+
+    tibia = bone("tibia", side)
+    mirror = side_to_right(side)
+    right = Surface(transform_points(mirror, tibia.vertices), tibia.faces if side == "right" else tibia.faces[:, ::-1])
+    matrix, _ = start(
+        load_prior("tibia-prior", "tibia"), VisibleSurface(right, np.ones(len(right.vertices), dtype=bool))
+    )
+    linear = (mirror @ matrix)[:3, :3]
+    axes = (linear / np.linalg.norm(linear, axis=0)).T
+    origin = transform_points(mirror, matrix[None, :3, 3])[0]
+    heights = (tibia.vertices - origin) @ axes[2]
+    return Leg(
+        subject,
+        side,
+        tibia,
+        {name: surface for name in NEIGHBOURS if (surface := bone(name, side)) is not None},
+        bone("tibia", "left" if side == "right" else "right"),
+        origin + heights.min() * axes[2],
+        axes,
+        float(np.ptp(heights)),
+    )
+
+
+def _scaled(surface, factor):
+    return Surface(surface.vertices * factor, surface.faces)
