@@ -198,6 +198,8 @@ def test_the_predicted_segment_is_coded_as_tibia_of_the_side_found(predicted, sl
 def test_record_and_warnings_stay_with_the_scene(predicted):
     record = json.loads(predicted._parameterNode.resultRecord.GetText())
     assert record["model"]["id"] == "tibia-prior"
+    assert record["inputs"]["ct"]["node"] == "CT left leg"
+    assert record["inputs"]["fracture"]["segment"] == "Fracture mask"
     assert "Only 90 mm of the tibia are visible." in predicted.ui.summaryLabel.text
     assert "left tibia" in predicted.ui.summaryLabel.text and "1.0" in predicted.ui.summaryLabel.text
 
