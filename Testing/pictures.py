@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import vtk
 
+from BoneReconstructionLib.frames import rotation_about
 from BoneReconstructionLib.meshing import to_polydata
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed
@@ -26,55 +27,79 @@ def random_legs(path, count=12, first_seed=0):
     for number in range(count):
         person = patients.person(first_seed + number)
         for view, angle in enumerate(VIEWS.values()):
-            turn = _turned(angle, [-(230.0 * (number % columns) + 110.0 * view), 0.0, -470.0 * (number // columns)])
+            turn = _turned(angle)
+            turn[:3, 3] = [-(230.0 * (number % columns) + 110.0 * view), 0.0, -470.0 * (number // columns)]
             for bone in BONES:
                 surface = Surface(patients.vertices(person, bone), patients.priors[bone].faces)
                 renderer.AddActor(_actor(transformed(surface, turn), BONE_COLOURS[bone]))
-    _look_from_front(renderer, 1.35)
-    _save(renderer, path, (1500, 1000))
+    _look_from_front(renderer)
+    renderer.GetActiveCamera().Zoom(1.35)
+    window = _window((1500, 1000))
+    window.AddRenderer(renderer)
+    _save(window, path)
 
 
 def nine_fractures(path, seed=0):
-    """Picture a fracture of each kind, of one tibia, from the front and from its right, fragments in colours."""
+    """Picture a fracture of each kind of one tibia from two sides each, fragments in different colours."""
     prior = load_prior("tibia-prior", "tibia")
     bone = Surface(prior.mean, prior.faces)
-    renderer = vtk.vtkRenderer()
-    renderer.SetBackground(1, 1, 1)
+    size = np.array([1950, 1650])
+    window = _window(size)
+    labels = vtk.vtkRenderer()
+    labels.SetBackground(1, 1, 1)
+    window.AddRenderer(labels)
     for number, kind in enumerate(KINDS):
+        corner = np.array([number % 3, 2 - number // 3]) / 3
+        renderer = vtk.vtkRenderer()
+        renderer.SetBackground(1, 1, 1)
+        renderer.SetViewport(*(corner + [0.01, 0.03]), *(corner + [0.32, 0.32]))
         fracture = draw_fracture(bone, "right", kind, seed)
-        corner = np.array([-215.0 * (number % 5), 0.0, -450.0 * (number // 5)])
-        for view, angle in enumerate(VIEWS.values()):
-            turn = _turned(angle, corner - [95.0 * view, 0, 0])
-            for surface, colour in zip(displaced_surfaces(bone, fracture), FRAGMENT_COLOURS, strict=False):
-                renderer.AddActor(_actor(transformed(surface, turn), colour))
-        label = vtk.vtkBillboardTextActor3D()
+        fragments = displaced_surfaces(bone, fracture)
+        # Where to look, half the height to show, turn about the bone's axis and tilt of the second view.
+        middle, half_height, angle, tilt = fracture.line_points[:, 2].mean(), 110.0, 90.0, 0.0
+        if kind.startswith("plateau"):
+            middle, half_height, angle, tilt = bone.vertices[:, 2].max() - 40, 66.0, 40.0, 45.0
+        elif kind == "pilon":
+            middle, half_height, angle, tilt = bone.vertices[:, 2].min() + 45, 66.0, 150.0, -25.0
+        centre = np.eye(4)
+        centre[2, 3] = -middle
+        for shift, view in ((0.58, _turned(0)), (-0.58, _turned(angle, tilt))):
+            view = view @ centre
+            view[0, 3] += shift * half_height
+            for surface, colour in zip(fragments, FRAGMENT_COLOURS, strict=False):
+                renderer.AddActor(_actor(transformed(surface, view), colour))
+        label = vtk.vtkTextActor()
         label.SetInput(kind)
-        label.SetPosition(*(corner - [47.0, 0, 235.0]))
-        label.GetTextProperty().SetColor(0, 0, 0)
-        label.GetTextProperty().SetFontSize(24)
+        label.SetPosition(*(size * (corner + [1 / 6, 0.005])))
         label.GetTextProperty().SetJustificationToCentered()
-        renderer.AddActor(label)
-    _look_from_front(renderer, 1.3)
-    _save(renderer, path, (2000, 1600))
+        label.GetTextProperty().SetColor(0, 0, 0)
+        label.GetTextProperty().SetFontSize(26)
+        labels.AddActor(label)
+        _look_from_front(renderer)
+        camera = renderer.GetActiveCamera()
+        camera.SetFocalPoint(0, 0, 0)
+        camera.SetPosition(0, 500, 0)
+        camera.SetParallelScale(half_height)
+        renderer.ResetCameraClippingRange()
+        window.AddRenderer(renderer)
+    _save(window, path)
 
 
-def _turned(degrees, place):
-    """(4, 4) turn about the long axis, so that another side faces the camera, and shift to a place."""
+def _turned(degrees, tilt_degrees=0.0):
+    """(4, 4) turn about the long axis, then towards the camera, so that another side is seen."""
     matrix = np.eye(4)
-    radians = np.radians(degrees)
-    matrix[:2, :2] = [[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]]
-    matrix[:3, 3] = place
+    tilt, turn = rotation_about((1, 0, 0), -np.radians(tilt_degrees)), rotation_about((0, 0, 1), -np.radians(degrees))
+    matrix[:3, :3] = tilt @ turn
     return matrix
 
 
-def _look_from_front(renderer, zoom):
+def _look_from_front(renderer):
     camera = renderer.GetActiveCamera()
     camera.ParallelProjectionOn()
     camera.SetPosition(0, 1, 0)
     camera.SetFocalPoint(0, 0, 0)
     camera.SetViewUp(0, 0, 1)
     renderer.ResetCamera()
-    camera.Zoom(zoom)
 
 
 def side_by_side(pictures, path):
@@ -100,12 +125,15 @@ def _actor(surface, colour):
     return actor
 
 
-def _save(renderer, path, size):
+def _window(size):
     window = vtk.vtkRenderWindow()
     window.SetOffScreenRendering(True)
     window.SetSize(*size)
     window.SetMultiSamples(8)
-    window.AddRenderer(renderer)
+    return window
+
+
+def _save(window, path):
     window.Render()
     picture = vtk.vtkWindowToImageFilter()
     picture.SetInput(window)

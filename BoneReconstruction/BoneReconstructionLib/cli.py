@@ -27,6 +27,10 @@ _COMMANDS = {
         "BoneReconstructionLib.sample",
         "write the CT of a virtual patient with a fractured tibia",
     ),
+    "evaluate tibia": (
+        "TibiaCompletionLib.evaluation.tibia",
+        "measure the completion of tibiae on real people's bones",
+    ),
     "train prior": (
         "BoneReconstructionLib.priortraining",
         "learn the shape prior of tibia and fibula from bone meshes",
@@ -36,7 +40,7 @@ _COMMANDS = {
         "list the models, or print one model's card",
     ),
 }
-_GROUPS = {"train": "learn a model from data"}
+_GROUPS = {"evaluate": "measure methods on data that none has seen", "train": "learn a model from data"}
 
 _EXTRAS = {
     "numpy": "numpy",

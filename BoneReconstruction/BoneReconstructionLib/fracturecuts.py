@@ -67,40 +67,35 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Spiral:
-    """A rough spiral that climbs once around an axis along z and is closed by a wall along the axis; takes off below.
+    """A rough spiral staircase around an axis along z at the bone's border; takes off below.
+
+    On a round bone that the axis touches the fracture line climbs evenly once around the bone and is closed by a
+    straight line along the axis, as torsion breaks bones.
 
     Attributes:
-        origin: (3,) middle of the spiral on its axis, mm.
-        pitch_mm: climb of one turn, the wall's length.
+        origin: (3,) middle of the fracture on the axis, mm.
+        inward: (3,) horizontal unit vector from the axis to the bone.
+        length_mm: from the lower to the upper end of the fracture.
         hand: 1 climbs counter-clockwise seen from above, -1 clockwise.
-        wall_angle: direction of the wall from the axis, radians from +x towards +y.
         roughness_mm: standard deviation of its height.
         noise: its relief.
     """
 
     origin: np.ndarray
-    pitch_mm: float
+    inward: np.ndarray
+    length_mm: float
     hand: int
-    wall_angle: float
     roughness_mm: float
     noise: NoiseField
 
     def __call__(self, points):
         local = points - self.origin
-        cosine, sine = np.cos(self.wall_angle), np.sin(self.wall_angle)
-        # The wall is the half plane where `out` is positive and `beside` is zero.
-        out, beside = local[:, 0] * cosine + local[:, 1] * sine, local[:, 1] * cosine - local[:, 0] * sine
-        z = local[:, 2]
-        wall_foot = np.column_stack([out * cosine, out * sine, z]) + self.origin
-        beside = beside - self.roughness_mm * self.noise(wall_foot) * np.clip(out / SMALLEST_RADIUS_MM, 0, 1)
-        turn = self.hand * np.arctan2(-beside, -out) / (2 * np.pi)
-        below = self.pitch_mm * turn - z
+        across, beside = local @ self.inward, local @ np.cross([0.0, 0.0, 1.0], self.inward)
+        climb = self.length_mm / np.pi
+        below = climb * self.hand * np.arctan2(beside, across) - local[:, 2]
         foot = np.column_stack([points[:, :2], points[:, 2] + below])
         below = below + self.roughness_mm * self.noise(foot)
-        radius = np.maximum(np.hypot(out, beside), SMALLEST_RADIUS_MM)
-        below = below / np.hypot(1, self.pitch_mm / (2 * np.pi * radius))
-        beyond = np.hypot(np.minimum(out, 0), np.maximum(np.abs(z) - self.pitch_mm / 2, 0))
-        return np.sign(below) * np.minimum(np.abs(below), np.hypot(beside, beyond))
+        return below / np.hypot(1, climb / np.maximum(np.hypot(across, beside), SMALLEST_RADIUS_MM))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ UP, LATERAL, ANTERIOR = np.array([0.0, 0, 1]), np.array([1.0, 0, 0]), np.array([
 # What ligaments let a fragment stand away, beyond what it was meant to.
 SHAFT_DISTRACTION_MM = 4.0
 JOINT_PLAY_MM = 3.0
+# A shaft that shortens squeezes its wedge out.
+WEDGE_PLAY_MM = 12.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class FractureRanges:
     wedge_displacement_mm: tuple[float, float] = (4.0, 18.0)
     wedge_tilt_degrees: tuple[float, float] = (2.0, 15.0)
     articular_step_mm: tuple[float, float] = (2.0, 10.0)
-    articular_gap_mm: tuple[float, float] = (0.5, 6.0)
+    articular_gap_mm: tuple[float, float] = (0.5, 5.0)
     articular_tilt_degrees: tuple[float, float] = (1.0, 12.0)
     depression_mm: tuple[float, float] = (5.0, 14.0)
     roughness_mm: tuple[float, float] = (0.6, 1.4)
@@ -88,7 +90,7 @@ class Planner:
     """Draws plans for one bone.
 
     Args:
-        bone: a bone in its frame with `low`, `high`, `section(height)` and `surface_height(x, y)`.
+        bone: a bone in its frame with `low`, `high`, `section`, `reach` and `surface_height`.
         generator: numpy random generator.
         ranges: FractureRanges.
     """
@@ -129,17 +131,16 @@ class Planner:
     def _turn(self, axis, degrees):
         return rotation_about(axis, np.radians(degrees))
 
-    def _distal_piece(self, cut, parent, directions=3, rotation_sign=None):
+    def _distal_piece(self, cut, parent, directions=None):
         """A shaft's distal part: shifted sideways, angulated, rotated and pulled up until it meets the rest."""
         ranges = self._ranges
         shift = self._within(ranges.shaft_translation_mm)
-        shifts = np.array([shift * self._horizontal() for _ in range(directions)])
-        sign = self._sign() if rotation_sign is None else rotation_sign
+        directions = [self._horizontal() for _ in range(3)] if directions is None else directions
         turn = self._turn(self._horizontal(), self._within(ranges.shaft_angulation_degrees)) @ self._turn(
-            UP, sign * self._within(ranges.shaft_rotation_degrees)
+            UP, self._sign() * self._within(ranges.shaft_rotation_degrees)
         )
         travel = self._within(ranges.shaft_shortening_mm)
-        return Piece(cut, parent, shifts, turn, UP, travel, travel + SHAFT_DISTRACTION_MM)
+        return Piece(cut, parent, shift * np.array(directions), turn, UP, travel, travel + SHAFT_DISTRACTION_MM)
 
     def _joint_piece(self, cut, parent, normal, along, gap_mm):
         """A fragment of a joint slid along its fracture surface and standing away from it.
@@ -166,12 +167,14 @@ class Planner:
 
     def spiral(self):
         """Around the shaft, mostly where the middle third meets the distal one (AO 42-A1)."""
-        origin, _ = self._bone.section(self._height(self._draw(0.27, 0.45)))
-        pitch, hand, wall = self._draw(60, 95), self._sign(), self._draw(-np.pi, np.pi)
+        height, length = self._height(self._draw(0.27, 0.45)), self._draw(60, 100)
+        inward, hand = self._horizontal(), self._sign()
+        origin, _ = self._bone.section(height)
+        origin = origin - (3 + self._bone.reach(origin, -inward, length / 2)) * inward
         roughness = self._within(self._ranges.roughness_mm)
-        cut = Spiral(origin, pitch, hand, wall, roughness, noise_field(self._generator))
-        # Turned the other way, the wall would lock it.
-        return [self._distal_piece(cut, 1, directions=8, rotation_sign=-hand), Piece(None)]
+        cut = Spiral(origin, inward, length, hand, roughness, noise_field(self._generator))
+        opening = hand * np.cross(UP, inward)
+        return [self._distal_piece(cut, 1, [self._yawed(opening, 50) for _ in range(2)]), Piece(None)]
 
     def butterfly(self):
         """A transverse fracture with a wedge bent out of one side (AO 42-B2)."""
@@ -181,12 +184,12 @@ class Planner:
         radius = float(np.abs(side[:2]) @ extent) / 2
         apex = centre - self._draw(0.0, 0.35) * radius * side
         depth = (centre - apex) @ side + radius
-        upper, lower = self._draw(25, 42) / depth, self._draw(25, 42) / depth
+        upper, lower = self._draw(28, 45) / depth, self._draw(28, 45) / depth
         wedge = Wedge((self._plane(apex, upper * side - UP), self._plane(apex, lower * side + UP)))
         distal = self._shaft_plane(apex, self._draw(2, 25))
         turn = self._turn(self._horizontal(), self._within(ranges.wedge_tilt_degrees))
         away, slip = self._within(ranges.wedge_displacement_mm), self._draw(-8, 8)
-        loose = Piece(wedge, 2, slip * UP[None], turn, -side, -away, away)
+        loose = Piece(wedge, 2, slip * UP[None], turn, -side, -away, WEDGE_PLAY_MM)
         return [loose, self._distal_piece(distal, 2), Piece(None)]
 
     def segmental(self):
@@ -202,7 +205,7 @@ class Planner:
         centre, extent = self._bone.section(self._bone.high - 14)
         origin = centre + [side * share * extent[0], 0, 0]
         origin[2] = self._bone.high - 3
-        tilt, yaw = np.radians(self._draw(15, 30)), np.radians(self._draw(-25, 25))
+        tilt, yaw = np.radians(self._draw(7, 16)), np.radians(self._draw(-25, 25))
         normal = np.array([side * np.cos(tilt) * np.cos(yaw), np.cos(tilt) * np.sin(yaw), np.sin(tilt)])
         down = normal * normal[2] - UP
         return self._plane(origin, normal), down / np.linalg.norm(down)
@@ -210,7 +213,7 @@ class Planner:
     def plateau_split(self):
         """One condyle sheared off, mostly the lateral one (Schatzker I and IV, AO 41-B1)."""
         side = 1 if self._draw(0, 1) < 0.75 else -1
-        cut, down = self._plateau_plane(side, self._draw(0.12, 0.25))
+        cut, down = self._plateau_plane(side, self._draw(0.1, 0.22))
         return [self._joint_piece(cut, 1, cut.normal, down, self._within(self._ranges.articular_gap_mm)), Piece(None)]
 
     def _depressed(self, parent):
@@ -218,7 +221,7 @@ class Planner:
         ranges = self._ranges
         centre, extent = self._bone.section(self._bone.high - 14)
         place = centre[:2] + [self._draw(0.2, 0.27) * extent[0], self._draw(-0.12, 0.12) * extent[1]]
-        semiaxes = np.array([self._draw(12, 16), self._draw(13, 17), self._draw(14, 19)])
+        semiaxes = extent[0] * np.array([self._draw(0.17, 0.22), self._draw(0.18, 0.23), self._draw(0.19, 0.26)])
         middle = np.array([*place, self._bone.surface_height(*place) + 1])
         bowl = Bowl(middle, semiaxes, self._within(ranges.roughness_mm), noise_field(self._generator))
         turn = self._turn(self._horizontal(), self._within(ranges.articular_tilt_degrees))
@@ -230,7 +233,7 @@ class Planner:
 
     def plateau_split_depression(self):
         """The lateral condyle sheared off beside a part of the plateau that is driven in (Schatzker II, AO 41-B3)."""
-        cut, down = self._plateau_plane(1, self._draw(0.24, 0.3))
+        cut, down = self._plateau_plane(1, self._draw(0.17, 0.26))
         wedge = self._joint_piece(cut, 2, cut.normal, down, self._within(self._ranges.articular_gap_mm))
         return [self._depressed(2), wedge, Piece(None)]
 
@@ -277,16 +280,23 @@ class Planner:
         centre, extent = self._bone.section(self._bone.low + 18)
         back = self._plane(centre + self._draw(0.02, 0.12) * extent[1] * posterior, posterior)
         inside = self._plane(centre + self._draw(0.08, 0.16) * extent[0] * medial, medial)
-        front = self._yawed(ANTERIOR + 0.5 * LATERAL, 10)
 
         def splayed(cut, outward):
-            turn = self._turn(np.cross(UP, outward), self._draw(-0.3, 1) * self._within(ranges.articular_tilt_degrees))
+            # The talus drives the parts of the joint away from each other, less so their tips.
+            turn = self._turn(np.cross(outward, UP), self._draw(-0.3, 1) * self._within(ranges.articular_tilt_degrees))
             shift = (1 + self._within(ranges.articular_gap_mm)) * outward
             step = self._within(ranges.articular_step_mm)
             return Piece(cut, 0, shift[None], turn, UP, step, step + SHAFT_DISTRACTION_MM)
 
-        front = splayed(None, front / np.linalg.norm(front))
-        return [Piece(shaft), splayed(back, posterior), splayed(inside, medial), front]
+        # Each leaves those that are placed before it, or their rough sides would interlock.
+        away = medial - 0.6 * posterior
+        front = self._yawed(ANTERIOR + 0.7 * LATERAL, 10)
+        return [
+            Piece(shaft),
+            splayed(back, posterior),
+            splayed(inside, away / np.linalg.norm(away)),
+            splayed(None, front / np.linalg.norm(front)),
+        ]
 
 
 KINDS = {

@@ -6,7 +6,8 @@ image. Everything random comes from one seed. numpy and SciPy only, but for the 
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
@@ -35,8 +36,9 @@ CONTACT_POINTS = 5000
 CONTACT_REACH_MM = 35.0
 SHRINKING = 0.75
 SHRINKINGS = 10
-UNDISPLACED_MM = 0.4
-UNDISPLACED_DEGREES = 0.15
+# Of each fragment; two of them may move against each other by twice as much.
+UNDISPLACED_MM = 0.3
+UNDISPLACED_DEGREES = 0.08
 SMOOTH_EXPONENT = 1.6
 CRUMBLING_LEVEL = 0.5
 SURFACE_SPACING_MM = 1.0
@@ -53,7 +55,8 @@ class Fracture:
         surface: the healthy bone, RAS mm.
         motions: (k, 4, 4) rigid, from the healthy place to the displaced place, RAS mm; the first is the identity.
         volumes_mm3: (k,) approximate volume of each fragment.
-        line_points: (m, 3) points of the fracture surfaces inside the healthy bone, about 1.5 mm apart, RAS mm.
+        line_points: (m, 3) points of the fracture surfaces in the healthy bone, about 1.5 mm apart and up to as much
+            beyond its surface, RAS mm.
         line_fragments: (m, 2) the fragments on both sides of each.
         right_from_ras: (4, 4) from RAS to the bone's frame: right bone, +x lateral, +y anterior, +z proximal, mm.
         cuts: what takes off the fragments, one after the other.
@@ -178,6 +181,11 @@ class _Bone:
         middle = (points.min(0) + points.max(0)) / 2
         return np.array([*middle[:2], height]), np.ptp(points[:, :2], axis=0) + POINT_SPACING_MM
 
+    def reach(self, origin, direction, half_length):
+        """How far the bone reaches from a point in a horizontal direction within half a length above and below, mm."""
+        near = self.inside & (np.abs(self.points[:, 2] - origin[2]) < half_length)
+        return float(((self.points[near] - origin) @ direction).max())
+
     def surface_height(self, x, y):
         """Height of the plateau around a place, mm."""
         beside = np.linalg.norm(self.points[:, :2] - [x, y], axis=1) < 2 * SECTION_HALF_MM
@@ -238,31 +246,34 @@ def draw_fracture(surface, side, kind=None, seed=0, displaced=True, ranges=Fract
         pieces = Planner(bone, generator, ranges).plan(kind)
         cuts = tuple(piece.cut for piece in pieces[:-1])
         label, margin = _classify(cuts, range(len(pieces)), bone.points)
-        if _sound(bone, label, len(pieces)):
+        if not _sound(bone, label, len(pieces)):
+            continue
+        hairline = generator.uniform(*ranges.hairline_mm)
+        lines, sides = _lines(bone, cuts, label)
+        if displaced:
+            motions = _placed(bone, pieces, label, margin - hairline / 2, lines, sides)
+        else:
+            motions = _barely_moved(generator, len(pieces), lines)
+        if motions is not None:
             break
     else:
         raise InputError(f"This bone cannot be broken as {kind}; choose a whole adult tibia.")
 
-    hairline = generator.uniform(*ranges.hairline_mm)
     crushed = generator.uniform(*ranges.crushed_mm) if displaced else 0.0
-    lines, sides = _lines(bone, cuts, label)
-    if displaced:
-        motions = _placed(bone, pieces, label, margin - hairline / 2, lines, sides)
-    else:
-        motions = _barely_moved(generator, len(pieces), lines)
     volumes = np.bincount(label[bone.inside], minlength=len(pieces)) * POINT_SPACING_MM**3
     order = np.argsort(-volumes, kind="stable")
     fragment = np.argsort(order)
-    motions = np.linalg.inv(motions[order[0]]) @ motions[order]
+    ras_from_right = np.linalg.inv(bone.right_from_ras)
+    motions = ras_from_right @ np.linalg.inv(motions[order[0]]) @ motions[order] @ bone.right_from_ras
     motions[0] = np.eye(4)
     return Fracture(
         kind,
         side,
         seed,
         surface,
-        np.linalg.inv(bone.right_from_ras) @ motions @ bone.right_from_ras,
+        motions,
         volumes[order],
-        transform_points(np.linalg.inv(bone.right_from_ras), lines),
+        transform_points(ras_from_right, lines),
         fragment[sides],
         bone.right_from_ras,
         cuts,
@@ -292,13 +303,14 @@ def _sound(bone, label, count):
 
 def _lines(bone, cuts, label):
     """Points of the fracture surfaces: (m, 3) in the bone's frame, and the (m, 2) pieces on both sides."""
-    grid = bone.filled(np.where(bone.inside, label, -1), -1).astype(np.int64)
+    grid, inside = bone.filled(label, -1).astype(np.int64), bone.filled(bone.inside, 0) > 0
     found = []
     for axis in range(3):
         step = np.eye(3, dtype=int)[axis]
-        first = grid[tuple(slice(0, size - s) for size, s in zip(grid.shape, step))]
-        second = grid[tuple(slice(s, None) for s in step)]
-        corner = np.argwhere((first != second) & (first >= 0) & (second >= 0))
+        here = tuple(slice(0, size - s) for size, s in zip(grid.shape, step))
+        there = tuple(slice(s, None) for s in step)
+        meet = (grid[here] != grid[there]) & (grid[here] >= 0) & (grid[there] >= 0)
+        corner = np.argwhere(meet & (inside[here] | inside[there]))
         found.append(np.stack([corner, corner + step], 1))
     ends = bone.origin + POINT_SPACING_MM * np.concatenate(found)
     near, far = ends[:, 0], ends[:, 1]
@@ -331,7 +343,7 @@ def _barely_moved(generator, count, lines):
 
 
 def _placed(bone, pieces, label, margin, lines, sides):
-    """(k, 4, 4) motions of the pieces in the bone's frame.
+    """(k, 4, 4) motions of the pieces in the bone's frame; None if one finds no place.
 
     Each piece is turned and shifted as wanted, set off against its direction of approach and brought back until it
     meets a piece already placed or has travelled as far as it would. Where contact holds it too far away, shift and
@@ -353,24 +365,35 @@ def _placed(bone, pieces, label, margin, lines, sides):
         near = bone.points[bone.inside & (label == number) & (margin < CONTACT_REACH_MM)]
         points = near[np.linspace(0, len(near) - 1, min(len(near), CONTACT_POINTS)).astype(int)]
         pivot = lines[(sides == number).any(1)].mean(0)
-        placed = [n for n, motion in enumerate(motions) if motion is not None]
-
-        def touches(motion):
-            if piece.crushes:
-                return False
-            moved = transform_points(motions[piece.parent] @ motion, points)
-            for other in placed:
-                place = (transform_points(np.linalg.inv(motions[other]), moved) - bone.origin) / POINT_SPACING_MM
-                if ndimage.map_coordinates(solid[other], place.T, order=1, cval=-3.0).max() > CONTACT_DEPTH_MM:
-                    return True
-            return False
-
-        motions[number] = motions[piece.parent] @ _resting_place(piece, pivot, touches)
+        placed = [(solid[n], np.linalg.inv(motion)) for n, motion in enumerate(motions) if motion is not None]
+        touches = partial(_touches, bone, [] if piece.crushes else placed, motions[piece.parent], points)
+        place = _resting_place(piece, pivot, touches)
+        if place is None:
+            return None
+        motions[number] = motions[piece.parent] @ place
     return np.array(motions)
 
 
+def _touches(bone, placed, parent_motion, points, motion):
+    """Whether (n, 3) points of a piece, moved against its parent, lie inside a piece already placed.
+
+    Args:
+        bone: `_Bone`.
+        placed: list of (depth on the bone's grid, (4, 4) inverse motion) of the pieces in their places.
+        parent_motion: (4, 4) of the parent.
+        points: (n, 3) in the bone's frame.
+        motion: (4, 4) against the parent.
+    """
+    moved = transform_points(parent_motion @ motion, points)
+    for depth, back in placed:
+        place = (transform_points(back, moved) - bone.origin) / POINT_SPACING_MM
+        if ndimage.map_coordinates(depth, place.T, order=1, cval=-3.0).max() > CONTACT_DEPTH_MM:
+            return True
+    return False
+
+
 def _resting_place(piece, pivot, touches):
-    """(4, 4) motion of a piece against its parent (see `_placed`)."""
+    """(4, 4) motion of a piece against its parent (see `_placed`), or None."""
     turn = Rotation.from_matrix(piece.turn).as_rotvec()
     for size in SHRINKING ** np.arange(SHRINKINGS):
         rotation = Rotation.from_rotvec(size * turn).as_matrix()
@@ -381,7 +404,7 @@ def _resting_place(piece, pivot, touches):
         travel, base = max(reached, key=lambda pair: pair[0])
         if travel >= piece.travel_mm - piece.play_mm:
             return _advanced(base, piece.approach, travel)
-    return np.eye(4)
+    return None
 
 
 def _advanced(motion, direction, distance):
@@ -393,7 +416,7 @@ def _advanced(motion, direction, distance):
 def _travel(piece, base, touches):
     """How far along its approach a piece comes, mm, from 20 mm beyond its play."""
     steps = np.arange(piece.travel_mm - piece.play_mm - 20.0, piece.travel_mm, 1.0).tolist() + [piece.travel_mm]
-    for free, blocked in zip(steps, steps[1:]):
+    for free, blocked in pairwise(steps):
         if touches(_advanced(base, piece.approach, blocked)):
             for _ in range(4):
                 middle = (free + blocked) / 2
@@ -430,31 +453,36 @@ class _Mover:
     """
 
     def __init__(self, bone, ijk_to_ras, fracture):
-        self._fracture, self._ijk_to_ras, self._shape = fracture, ijk_to_ras, bone.shape
+        self._fracture, self._ijk_to_ras, self._shape = fracture, ijk_to_ras, np.array(bone.shape)
         lower, upper = bounding_box(bone)
-        points = _voxel_points(lower, upper, ijk_to_ras)[bone[tuple(map(slice, lower, upper))].ravel()]
-        fragment = fracture.fragment_and_depth(points)[0]
-        self._places = [points[fragment == number] for number in range(len(fracture.motions))]
+        lower, upper = np.maximum(lower - 2, 0), np.minimum(upper + 2, bone.shape)
+        around = ndimage.binary_dilation(bone[tuple(map(slice, lower, upper))], np.ones((3, 3, 3)), iterations=2)
+        self._voxels = (np.argwhere(around) + lower)[:, ::-1]
+        self._fragments = fracture.fragment_and_depth(transform_points(ijk_to_ras, self._voxels))[0]
 
     def fragment(self, number):
-        """A fragment's displaced voxels.
+        """A fragment's displaced voxels and some around them.
 
         Returns:
-            (slices of the grid's part that it reaches, (3, n) places [k, j, i] in the healthy scan of that part's
-            voxels, (n,) depth in mm below the broken surface, negative for other fragments' and lost bone); None if
-            it left the grid.
+            ((n,) flat indices into the grid, (3, n) their places [k, j, i] in the healthy scan, (n,) their depth in mm
+            below the broken surface, negative for other fragments' and lost bone).
         """
-        if len(self._places[number]) == 0:
-            return None
-        motion = self._fracture.motions[number]
-        box = _box(transform_points(motion, self._places[number]), self._ijk_to_ras, self._shape, 2.0)
-        if box is None:
-            return None
-        origin = transform_points(np.linalg.inv(motion), _voxel_points(*box, self._ijk_to_ras))
-        fragment, depth = self._fracture.fragment_and_depth(origin)
-        depth = np.where(fragment == number, depth, -np.abs(depth))
+        to_healthy = np.linalg.inv(self._fracture.motions[number])
+        forth = np.linalg.inv(to_healthy @ self._ijk_to_ras) @ self._ijk_to_ras
+        moved = np.rint(transform_points(forth, self._voxels[self._fragments == number])).astype(np.int64)[:, ::-1]
+        moved = moved[((moved >= 0) & (moved < self._shape)).all(1)]
+        if len(moved) == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros((3, 0)), np.zeros(0)
+        lower, upper = np.maximum(moved.min(0) - 1, 0), np.minimum(moved.max(0) + 2, self._shape)
+        reached = np.zeros(upper - lower, dtype=bool)
+        reached[tuple((moved - lower).T)] = True
+        # Rounding leaves holes of one voxel where the fragment is turned.
+        target = np.argwhere(ndimage.binary_dilation(reached, np.ones((3, 3, 3)))) + lower
+        origin = transform_points(to_healthy @ self._ijk_to_ras, target[:, ::-1])
         place = transform_points(np.linalg.inv(self._ijk_to_ras), origin).T[::-1]
-        return tuple(map(slice, *box)), place, depth
+        fragment, depth = self._fracture.fragment_and_depth(origin)
+        index = np.ravel_multi_index(tuple(target.T), self._shape)
+        return index, place, np.where(fragment == number, depth, -np.abs(depth))
 
 
 def displaced_labels(healthy: Volume, fracture: Fracture) -> tuple[Volume, Volume]:
@@ -473,10 +501,9 @@ def displaced_labels(healthy: Volume, fracture: Fracture) -> tuple[Volume, Volum
     bone = healthy.array.astype(np.float32)
     mover = _Mover(healthy.array.astype(bool), healthy.ijk_to_ras, fracture)
     for number in range(len(fracture.motions))[::-1]:
-        if (moved := mover.fragment(number)) is not None:
-            part, place, depth = moved
-            own = (ndimage.map_coordinates(bone, place, order=1) >= 0.5) & (depth > 0)
-            labels[part][own.reshape(labels[part].shape)] = number + 1
+        index, place, depth = mover.fragment(number)
+        own = (ndimage.map_coordinates(bone, place, order=1) >= 0.5) & (depth > 0)
+        labels.ravel()[index[own]] = number + 1
         motion, tree = fracture.motions[number], fracture._fragment_trees[number]
         reach = fracture.mask_margin_mm + 2
         box = _box(transform_points(motion, tree.data), healthy.ijk_to_ras, healthy.shape, reach)
@@ -517,16 +544,10 @@ def fracture_ct(hu: Volume, healthy: Volume, fracture: Fracture, soft_tissue_hu:
     ramp = float(hu.spacing.min())
     moved = [mover.fragment(number) for number in range(len(fracture.motions))]
     for carried in (rim, bone.astype(np.float32)):
-        for fragment in moved[::-1]:
-            if fragment is None:
-                continue
-            part, place, depth = fragment
+        for index, place, depth in moved[::-1]:
             share = np.clip(0.5 + depth / ramp, 0, 1) * ndimage.map_coordinates(carried, place, order=1)
-            chosen = np.flatnonzero(share > 0)
-            value = ndimage.map_coordinates(source, place[:, chosen], order=1, mode="nearest")
-            target = result[part].ravel()
-            target[chosen] += share[chosen] * (value - target[chosen])
-            result[part] = target.reshape(result[part].shape)
+            value = ndimage.map_coordinates(source, place, order=1, mode="nearest")
+            result.ravel()[index] += share * (value - result.ravel()[index])
     return Volume(result, hu.ijk_to_ras)
 
 

@@ -35,6 +35,15 @@ NEEDS = {
     "BoneReconstructionLib.virtualpatients": {"torch"},
     "TibiaCompletionLib.case": {"vtk"},
     "TibiaCompletionLib.completion": {"vtk"},
+    "TibiaCompletionLib.evaluation.baselines": {"vtk"},
+    "TibiaCompletionLib.evaluation.cases": {"vtk"},
+    "TibiaCompletionLib.evaluation.foreignrenderer": {"vtk"},
+    "TibiaCompletionLib.evaluation.people": {"vtk"},
+    "TibiaCompletionLib.evaluation.pictures": {"vtk"},
+    "TibiaCompletionLib.evaluation.runner": {"vtk"},
+    "TibiaCompletionLib.evaluation.scans": {"vtk"},
+    "TibiaCompletionLib.evaluation.scoring": {"vtk"},
+    "TibiaCompletionLib.evaluation.tibia": {"vtk"},
 }
 IMPORT_NAMES = {"vtk": {"vtk", "vtkmodules"}}
 OPTIONAL = {"torch", "monai", "tensorboard", "vtk", "SimpleITK", "pydicom", "numba", "slicer", "qt", "ctk"}

@@ -107,11 +107,11 @@ def test_bone_cut_by_any_side_of_the_scan_is_not_trusted_there(broken, axis, end
 
 def test_specks_of_the_segmentation_are_dropped_and_fragments_kept(broken):
     array = broken.tibia.array.copy()
-    speck, fragment = (5, 5, 5), (slice(60, 66), slice(4, 10), slice(4, 10))
+    speck, fragment = (5, 5, 5), (slice(60, 70), slice(1, 11), slice(1, 11))
     array[speck] = array[fragment] = True
     case = make_case(like(broken.tibia, array), broken.gap, no_ct)
     size = case.tibia.array.sum()
-    assert broken.tibia.array.sum() < size <= broken.tibia.array.sum() + 216
+    assert broken.tibia.array.sum() < size <= broken.tibia.array.sum() + 1000
     assert size == array.sum() - 1
 
 
@@ -185,10 +185,8 @@ def test_visible_ends_on_both_sides_of_the_mask_are_added_up(broken):
 
 
 def test_bone_that_the_scan_does_not_show_is_not_visible():
-    """70 mm of the proximal end are in the scan, the mask is small."""
-    top = leg("right").truth.vertices.max()
-    assert top is not None
-    short = leg("right", gap_mm=(110.0, 125.0), shown_mm=(80.0, np.inf))
+    """A scan of a short piece of the shaft with a small mask."""
+    short = leg("right", gap_mm=(0.0, 12.0), shown_mm=(-35.0, 40.0))
     assert "healthy tibia" in refusal(short.bone, short.gap)
 
 

@@ -10,7 +10,7 @@ from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.shapefitting import VisibleSurface, start
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfacefiles import read_surface
-from BoneReconstructionLib.surfaces import Surface
+from BoneReconstructionLib.surfaces import Surface, transformed
 
 NEIGHBOURS = ("fibula", "femur", "talus")
 SIDES = {"L": "left", "R": "right"}
@@ -79,6 +79,11 @@ def leg_names(folder):
     return legs
 
 
+def has_neighbours(folder, subject, side):
+    """Whether a folder holds any of `NEIGHBOURS` for a leg."""
+    return any(_path(folder, bone, subject, side).exists() for bone in NEIGHBOURS)
+
+
 def read_leg(folder, subject, side):
     """Read a leg; files without a coordinate system are LPS (a person stored as RAS is only turned by half a turn).
 
@@ -87,15 +92,11 @@ def read_leg(folder, subject, side):
     Raises:
         InputError: a file cannot be read.
     """
-    letters = {word: letter for letter, word in SIDES.items()}
-
-    def bone(name, of_side):
-        path = Path(folder) / name / f"{subject}_{letters[of_side]}.ply"
-        return read_surface(path) if path.exists() else None
-
-    tibia = bone("tibia", side)
+    tibia = read_surface(_path(folder, "tibia", subject, side))
+    neighbours = {bone: _path(folder, bone, subject, side) for bone in NEIGHBOURS}
+    other = _path(folder, "tibia", subject, "left" if side == "right" else "right")
     mirror = side_to_right(side)
-    right = Surface(transform_points(mirror, tibia.vertices), tibia.faces if side == "right" else tibia.faces[:, ::-1])
+    right = transformed(tibia, mirror)
     matrix, _ = start(
         load_prior("tibia-prior", "tibia"), VisibleSurface(right, np.ones(len(right.vertices), dtype=bool))
     )
@@ -107,12 +108,16 @@ def read_leg(folder, subject, side):
         subject,
         side,
         tibia,
-        {name: surface for name in NEIGHBOURS if (surface := bone(name, side)) is not None},
-        bone("tibia", "left" if side == "right" else "right"),
+        {bone: read_surface(path) for bone, path in neighbours.items() if path.exists()},
+        read_surface(other) if other.exists() else None,
         origin + heights.min() * axes[2],
         axes,
         float(np.ptp(heights)),
     )
+
+
+def _path(folder, bone, subject, side):
+    return Path(folder) / bone / f"{subject}_{side[0].upper()}.ply"
 
 
 def _scaled(surface, factor):

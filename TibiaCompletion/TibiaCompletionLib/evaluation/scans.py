@@ -181,7 +181,7 @@ def trained_scan(leg, seed):
 
     Args:
         leg: the `Leg`.
-        seed: of grid, tissue and noise.
+        seed: integers, of grid, tissue and noise.
     """
     generator = np.random.default_rng(seed)
     spacing = np.array([0.7, 0.7, 1.0])
@@ -199,7 +199,7 @@ def trained_scan(leg, seed):
 
     def scanned(image):
         blurred = ndimage.gaussian_filter(image, (tissue["blur_mm"] / spacing)[::-1], mode="nearest", truncate=3.0)
-        noise = np.random.default_rng([seed, 1]).standard_normal(image.shape, dtype=np.float32)
+        noise = np.random.default_rng([*seed, 1]).standard_normal(image.shape, dtype=np.float32)
         return blurred + np.float32(tissue["noise_hu"]) * noise
 
     tibia = masks.pop("tibia")

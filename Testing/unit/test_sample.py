@@ -1,0 +1,116 @@
+"""The sample: a virtual patient's broken leg in files that complete-tibia takes."""
+
+import numpy as np
+import pytest
+from test_virtualpatients import patients
+from tibiae import landmarks
+
+from BoneReconstructionLib import cli, sample
+from BoneReconstructionLib.meshing import voxelize
+from BoneReconstructionLib.overlap import dice
+from BoneReconstructionLib.surfacefiles import read_surface
+from BoneReconstructionLib.surfaces import is_closed, volume_mm3
+from BoneReconstructionLib.volumes import check_geometry, read_mask, read_volume
+from TibiaCompletionLib.case import make_case
+from TibiaCompletionLib.shapecompletion import detect_side
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    """Samples are made on coarse voxels and by one set of patients, to be quick."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "SPACING_MM", (1.8, 1.8, 2.4))
+        patch.setattr(sample, "VirtualPatients", patients)
+        yield
+
+
+@pytest.fixture(scope="module")
+def legs(coarse):
+    return {side: sample.make_sample(patients(), 1, side) for side in ("left", "right")}
+
+
+def test_ct_and_masks_share_an_oblique_anisotropic_grid(legs):
+    for leg in legs.values():
+        for mask in (leg.tibia, leg.fracture):
+            assert mask.shape == leg.ct.shape and mask.array.dtype == bool
+            np.testing.assert_array_equal(mask.ijk_to_ras, leg.ct.ijk_to_ras)
+        check_geometry(leg.ct.ijk_to_ras)
+        np.testing.assert_allclose(leg.ct.spacing, (1.8, 1.8, 2.4))
+        assert np.abs(leg.ct.ijk_to_ras[:3, :3] / leg.ct.spacing - np.eye(3)).max() > 0.05
+
+
+def test_the_right_leg_lies_at_the_patient_s_right(legs):
+    assert legs["right"].truth.vertices[:, 0].mean() > 50
+    assert legs["left"].truth.vertices[:, 0].mean() < -50
+    places = landmarks()
+    for side, sign in (("left", -1), ("right", 1)):
+        vertices = legs[side].truth.vertices
+        across = vertices[places.lateral_plateau].mean(0) - vertices[places.medial_plateau].mean(0)
+        assert sign * across[0] > 25
+        assert vertices[places.medial_plateau].mean(0)[2] > vertices[places.plafond].mean(0)[2] + 250
+
+
+def test_the_truth_is_the_healthy_bone_where_the_scan_shows_it(legs):
+    for leg in legs.values():
+        assert is_closed(leg.truth) and volume_mm3(leg.truth) > 0
+        whole = voxelize(leg.truth, leg.ct.shape, leg.ct.ijk_to_ras).array
+        outside = ~leg.fracture.array
+        assert dice(leg.tibia.array & outside, whole & outside) > 0.95
+
+
+def test_bone_is_missing_inside_the_mask_only(legs):
+    for leg in legs.values():
+        whole = voxelize(leg.truth, leg.ct.shape, leg.ct.ijk_to_ras).array
+        in_mask = leg.fracture.array
+        share = (leg.tibia.array & in_mask).sum() / (whole & in_mask).sum()
+        assert 0.2 < share < 0.95
+        gone = whole & ~leg.tibia.array & in_mask
+        assert leg.ct.array[gone].mean() < leg.ct.array[leg.tibia.array & in_mask].mean() - 150
+
+
+def test_the_ct_is_in_hounsfield_units(legs):
+    ct = legs["left"].ct.array
+    assert ct.dtype == np.int16 and ct.min() >= -1024
+    assert 900 < np.percentile(ct[legs["left"].tibia.array], 98) < 2000
+    assert 0 < np.median(ct) < 100
+
+
+def test_the_whole_leg_is_in_the_scan(legs):
+    for leg in legs.values():
+        place = leg.truth.vertices @ leg.ct.ras_to_ijk[:3, :3].T + leg.ct.ras_to_ijk[:3, 3]
+        assert (place > 2).all() and (place < np.array(leg.ct.shape[::-1]) - 3).all()
+
+
+def test_the_sample_can_be_completed_and_its_side_is_seen(legs):
+    for side, leg in legs.items():
+        case = make_case(leg.tibia, leg.fracture, None)
+        found, _, warnings = detect_side(case, "auto")
+        assert (found, warnings) == (side, [])
+
+
+def test_a_seed_gives_the_same_sample_and_another_seed_another_person(coarse, legs):
+    again, other = (sample.make_sample(patients(), seed, "left") for seed in (1, 2))
+    np.testing.assert_array_equal(again.ct.array, legs["left"].ct.array)
+    np.testing.assert_array_equal(again.fracture.array, legs["left"].fracture.array)
+    assert np.ptp(other.truth.vertices[:, 2]) != np.ptp(legs["left"].truth.vertices[:, 2])
+
+
+def test_the_command_writes_what_was_announced(coarse, legs, tmp_path, capsys):
+    assert cli.main(["make-sample", "--output", str(tmp_path / "out"), "--seed", "1", "--side", "right"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(sample.FILES)
+    ct = read_volume(tmp_path / "out" / "ct.nii.gz")
+    np.testing.assert_array_equal(ct.array, legs["right"].ct.array)
+    np.testing.assert_allclose(ct.ijk_to_ras, legs["right"].ct.ijk_to_ras, atol=1e-3)
+    for name in ("tibia", "fracture"):
+        mask = read_mask(tmp_path / "out" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(mask.array, getattr(legs["right"], name).array)
+    truth = read_surface(tmp_path / "out" / "truth.ply")
+    np.testing.assert_allclose(truth.vertices, legs["right"].truth.vertices, atol=1e-3)
+    assert '"progress": 1.0' in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_folder_that_holds_a_sample_is_refused(coarse, tmp_path, capsys):
+    (tmp_path / "truth.ply").write_text("mine")
+    assert cli.main(["make-sample", "--output", str(tmp_path)]) == 2
+    assert "truth.ply" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["truth.ply"]

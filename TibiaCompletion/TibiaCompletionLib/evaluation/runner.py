@@ -1,0 +1,334 @@
+"""Runs methods on cases in parallel processes and gathers the figures: CSV, summary, pictures of the worst cases."""
+
+import csv
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import side_to_right
+from BoneReconstructionLib.imagemetrics import HU_WINDOW
+from BoneReconstructionLib.surfaces import transformed
+from TibiaCompletionLib.completion import DEFAULT_METHOD, METHODS, predict
+from TibiaCompletionLib.evaluation.baselines import interpolate, mirror
+from TibiaCompletionLib.evaluation.cases import build_case, case_keys, case_leg
+from TibiaCompletionLib.evaluation.scoring import FIGURES, Truth, figures
+
+DEFAULT = "default"
+BASELINES = ("prototype", "interpolation", "mirror")
+COLUMNS = (
+    "subject",
+    "side",
+    "renderer",
+    "scale",
+    "case",
+    "context",
+    "other_leg",
+    "method",
+    *FIGURES,
+    "seconds",
+    "peak_mb",
+)
+DECIMALS = {"dice": 4, "scale": 3, "psnr_db": 2, "seconds": 2, "peak_mb": 0}
+WORST = 3
+SUMMARY_FIGURES = {
+    "assd_gap_mm": "gap ASSD",
+    "assd_mm": "ASSD",
+    "hd95_mm": "HD95",
+    "dice": "Dice",
+    "psnr_db": "PSNR",
+    "length_error_mm": "length",
+    "torsion_error_deg": "torsion",
+    "angulation_error_deg": "angul.",
+    "seconds": "s",
+}
+# One thread of numerical libraries for each process: two that share two cores would only wait for each other.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def method_names():
+    """Names that can be asked for: the default, the baselines, and every completion method by its own name."""
+    return (DEFAULT, *BASELINES, *(name for name in METHODS if name not in BASELINES))
+
+
+def applies(method, key):
+    """Whether a method is run on a case: baselines use neither context nor, but for `mirror`, the other leg."""
+    if method == "mirror":
+        return key.other_leg
+    return method not in BASELINES or not (key.context or key.other_leg)
+
+
+def evaluate(folder, output, methods, quick, jobs):
+    """Run methods on all cases of a folder of bones; the CSV grows with every case.
+
+    Args:
+        folder: of the bones, see `people.leg_names`.
+        output: CSV file; pictures of the default method's worst cases are written beside it.
+        methods: names out of `method_names`.
+        quick: a small subset.
+        jobs: number of processes.
+
+    Returns:
+        list of rows {column: value}, in the order of the cases; figures that could not be had are NaN.
+
+    Raises:
+        InputError: the folder holds no tibia, or the output cannot be written.
+    """
+    folder, output = str(folder), Path(output)
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output} cannot be written: check that its folder exists and is writable.")
+    tasks = [(key, tuple(name for name in methods if applies(name, key))) for key in case_keys(folder, quick)]
+    tasks = [task for task in tasks if task[1]]
+    print(f"{len(tasks)} cases, {sum(len(names) for _, names in tasks)} completions, {jobs} processes")
+    print(f"HU window of the image figures: {HU_WINDOW[0]:.0f} to {HU_WINDOW[1]:.0f}", flush=True)
+    rows, worst, began = {}, [], time.monotonic()
+    for done, (number, outcomes) in enumerate(outcomes_of(folder, tasks, jobs, run_case), start=1):
+        rows[number] = [row for row, _, _ in outcomes]
+        for row, reason, surface in outcomes:
+            if reason:
+                print(f"FAILED {_title(row)}: {reason}")
+            if surface is not None:
+                worst = sorted([*worst, (_badness(row), row, tasks[number][0], surface)], key=lambda w: -w[0])[:WORST]
+        write_rows(output, [row for index in sorted(rows) for row in rows[index]])
+        left = (time.monotonic() - began) / done * (len(tasks) - done)
+        print(f"{done}/{len(tasks)} {_title(rows[number][0])}: {_brief(rows[number])}; {_duration(left)} left", flush=True)
+    print(f"Done in {_duration(time.monotonic() - began)}.")
+    _picture(folder, output, worst)
+    return [row for index in sorted(rows) for row in rows[index]]
+
+
+def write_rows(path, rows):
+    """Write rows as CSV in one go; NaN is an empty field."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(COLUMNS)
+            writer.writerows([_field(name, row[name]) for name in COLUMNS] for row in rows)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def summary(rows):
+    """Text: mean of every figure for each kind of case, renderer, size, context, other leg and method."""
+    groups = {}
+    for row in rows:
+        size = {-1: "smaller", 0: "own", 1: "larger"}.get(np.sign(row["scale"] - 1), "unknown")
+        kind = row["case"].rstrip("1234").rstrip("-")
+        given = " ".join(word for word in ("context", "other_leg") if row[word]) or "-"
+        groups.setdefault((kind, row["renderer"], size, given.replace("_", " "), row["method"]), []).append(row)
+    lines = [
+        f"{'case':<12}{'renderer':<9}{'size':<9}{'given':<11}{'method':<15}{'n':>3}"
+        + "".join(f"{title:>9}" for title in SUMMARY_FIGURES.values())
+    ]
+    for (kind, renderer, size, given, method), members in groups.items():
+        values = []
+        for name in SUMMARY_FIGURES:
+            known = [row[name] for row in members if np.isfinite(row[name])]
+            values.append(f"{np.mean(known):>9.3f}" if known else f"{'':>9}")
+        failed = sum(bool(np.isnan(row["seconds"])) for row in members)
+        lines.append(
+            f"{kind:<12}{renderer:<9}{size:<9}{given:<11}{method:<15}{len(members) - failed:>3}{''.join(values)}"
+            + (f"  {failed} failed" if failed else "")
+        )
+    return "\n".join(lines)
+
+
+def outcomes_of(folder, tasks, jobs, work):
+    """Run tasks in parallel processes.
+
+    When a process dies, the cases under way are run once more, each alone in a new one: only those that end it again
+    have failed.
+
+    Args:
+        folder: of the bones.
+        tasks: list of (`CaseKey`, names of methods).
+        jobs: number of processes.
+        work: what does one task, see `run_case`.
+
+    Yields:
+        (number of the task, its outcomes), as they are done.
+    """
+    waiting = list(range(len(tasks)))[::-1]
+    with _single_threaded():
+        while waiting:
+            running = {}
+            with _pool(jobs) as pool:
+                try:
+                    while waiting or running:
+                        while waiting and len(running) < jobs:
+                            running[pool.submit(work, folder, *tasks[waiting[-1]])] = waiting[-1]
+                            waiting.pop()
+                        for future in wait(running, return_when=FIRST_COMPLETED).done:
+                            result = future.result()
+                            yield running.pop(future), result
+                except BrokenProcessPool:
+                    pass
+            for number in running.values():
+                with _pool(1) as pool:
+                    try:
+                        result = pool.submit(work, folder, *tasks[number]).result()
+                    except BrokenProcessPool:
+                        result = _all_failed(*tasks[number], "its process ended, perhaps for lack of memory")
+                yield number, result
+
+
+def _pool(jobs):
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_process)
+
+
+@contextmanager
+def _single_threaded():
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _prepare_process():
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def run_case(folder, key, methods):
+    """Build a case and run methods on it, in a process of its own.
+
+    Args:
+        folder: of the bones.
+        key: `CaseKey`.
+        methods: names.
+
+    Returns:
+        list of (row, reason of a failure or None, predicted surface of the default method or None).
+    """
+    try:
+        case = build_case(folder, key)
+        truth = _truth(case.leg, case.scan)
+    except Exception as error:  # whatever is wrong with one case, the others go on
+        return _all_failed(key, methods, _reason(error))
+    return [_run_method(case, truth, method) for method in methods]
+
+
+def _run_method(case, truth, method):
+    row = _row(case.key, method, case.leg.scale)
+    try:
+        reset_peak_memory()
+        began = time.perf_counter()
+        predicted = _complete(case, method)
+        seconds, peak = time.perf_counter() - began, peak_memory_mb()
+        row |= figures(predicted, truth, case.masked, case.scanned) | {"seconds": seconds, "peak_mb": peak}
+    except Exception as error:
+        return row, _reason(error), None
+    return row, None, predicted if method == DEFAULT else None
+
+
+def _complete(case, method):
+    if method == "interpolation":
+        return interpolate(case)
+    if method == "mirror":
+        return mirror(case)
+    if case.context or case.other_tibia is not None:
+        raise InputError("The completion takes neither neighbouring bones nor the other leg.")
+    name = DEFAULT_METHOD if method == DEFAULT else method
+    side, completion, _ = predict(case.completion_input, case.key.side, name)
+    return transformed(completion.surface, side_to_right(side))
+
+
+@lru_cache(maxsize=1)
+def _truth(leg, scan):
+    return Truth(leg, scan)
+
+
+def reset_peak_memory():
+    """Let this process's peak memory be counted anew, where the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak_memory_mb():
+    """Peak memory of this process in MB since `reset_peak_memory`, or since its start elsewhere; NaN on Windows."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # bytes on macOS
+
+
+def _row(key, method, scale):
+    values = {"subject": key.subject, "side": key.side, "renderer": key.renderer, "scale": scale, "case": key.case}
+    values |= {"context": int(key.context), "other_leg": int(key.other_leg), "method": method}
+    return values | dict.fromkeys((*FIGURES, "seconds", "peak_mb"), float("nan"))
+
+
+def _all_failed(key, methods, reason):
+    # How far a bone is scaled is not known without the bone.
+    scale = 1.0 if key.length_mm is None else float("nan")
+    return [(_row(key, method, scale), reason, None) for method in methods]
+
+
+def _reason(error):
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+def _badness(row):
+    """What ranks the worst cases, mm: the gap's distance, where there is no gap the whole bone's."""
+    return row["assd_gap_mm"] if np.isfinite(row["assd_gap_mm"]) else row["assd_mm"]
+
+
+def _title(row):
+    words = [f"{row['subject']} {row['side']}", row["case"]]
+    if row["renderer"] != "trained":
+        words.append(row["renderer"])
+    if row["scale"] != 1:
+        words.append(f"x{row['scale']:.2f}")
+    words += [word.replace("_", " ") for word in ("context", "other_leg") if row[word]]
+    return " ".join(words)
+
+
+def _brief(rows):
+    return ", ".join(f"{row['method']} {_badness(row):.2f} mm" for row in rows)
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _field(name, value):
+    if not isinstance(value, float):
+        return value
+    return "" if np.isnan(value) else f"{value:.{DECIMALS.get(name, 3)}f}"
+
+
+def _picture(folder, output, worst):
+    from TibiaCompletionLib.evaluation.pictures import compare
+
+    for number, (badness, row, key, surface) in enumerate(worst, start=1):
+        leg = case_leg(folder, key)
+        path = output.with_name(f"{output.stem}-worst-{number}.png")
+        compare(path, surface, leg, f"{_title(row)}: {badness:.2f} mm")
+        print(f"{path}: {_title(row)}, {badness:.2f} mm")
