@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.frames import rotation_about, similarity_from_points, transform_points
@@ -23,8 +24,12 @@ RESIDUAL_SUPPORT_MM = (18.0, 18.0, 45.0)
 RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
+CONTACT_REACH_MM = 3.0
 # Neighbouring points share their errors; counted as independent they would overrule the prior where bone is unseen.
 INDEPENDENT_SHARE = 0.05
+# How far clinical fractures displace a piece: standard deviations of each component of its motion.
+MOTION_SD_MM = 12.0
+MOTION_SD_DEGREES = 10.0
 SCALE_RANGE = (0.75, 1.3)
 PARTIAL_SCALE_RANGE = (0.9, 1.1)
 MODEL_POINTS = 4000
@@ -39,10 +44,65 @@ class VisibleSurface:
     Attributes:
         surface: triangles, mm; a right bone.
         trusted: (n,) bool, False at vertices that border on a mask or on the scan's end and where bone was cut.
+        piece: (n,) int, the rigid piece that each vertex belongs to; piece 0 lies where it belongs. None: one piece.
+        part: (n,) int, the prior's part that each vertex shows. None: the prior has one part.
     """
 
     surface: Surface
     trusted: np.ndarray
+    piece: np.ndarray | None = None
+    part: np.ndarray | None = None
+
+    @property
+    def pieces(self):
+        """Number of rigid pieces."""
+        return 1 if self.piece is None else int(self.piece.max()) + 1
+
+    def reduced(self, motions):
+        """The same with each piece moved by its (4, 4) rigid motion of (p, 4, 4), mm."""
+        if self.pieces == 1:
+            return self
+        vertices = self.surface.vertices.copy()
+        for piece in range(1, self.pieces):
+            own = self.piece == piece
+            vertices[own] = transform_points(motions[piece], vertices[own])
+        return replace(self, surface=Surface(vertices, self.surface.faces))
+
+
+@dataclass(frozen=True, eq=False)
+class JointContact:
+    """A neighbouring bone across a joint, which tells where the joint surface is when it is not seen itself.
+
+    Attributes:
+        vertices: (k,) model vertices of the joint surface.
+        opposite: (n, 3) points of the neighbour's surface, data frame, mm.
+        outward: +1 where the neighbour lies proximally of the model, -1 where it lies distally.
+        gap_mm: distance of the two bones along the model's axis where they are closest, which cartilage fills.
+        gap_sd_mm: how much that distance varies between people.
+    """
+
+    vertices: np.ndarray
+    opposite: np.ndarray
+    outward: int
+    gap_mm: float
+    gap_sd_mm: float
+
+
+def both(first, second):
+    """Two visible surfaces as one that shows part 0 and part 1 of a prior; the pieces are those of the first."""
+    count = len(first.surface.vertices)
+    surface = Surface(
+        np.concatenate([first.surface.vertices, second.surface.vertices]),
+        np.concatenate([first.surface.faces, second.surface.faces + count]),
+    )
+    piece = np.zeros(count, dtype=int) if first.piece is None else first.piece
+    more = len(second.surface.vertices)
+    return VisibleSurface(
+        surface,
+        np.concatenate([first.trusted, second.trusted]),
+        np.concatenate([piece, np.zeros(more, dtype=int)]),
+        np.repeat([0, 1], [count, more]),
+    )
 
 
 def without_band(surface, height, low, high, margin_mm=1.0):
@@ -72,15 +132,21 @@ class ShapeFit:
         matrix: (4, 4) similarity from the standard frame to the data's frame.
         mode_weights: (r,) standard deviations.
         kernel_weights: (q, 3) standard deviations.
+        motions: (p, 4, 4) rigid motions, mm, that bring each visible piece to its place; the first is the identity.
         surface: the fitted bone in the data's frame, mm.
         rms_mm: robust root mean square of the last step's distances.
+        cost: half the negative log posterior up to a constant, for comparing fits of the same data.
+        precision: (d, d) inverse posterior covariance of (pose 6, log-scale, modes, kernels by coordinate, motions).
     """
 
     matrix: np.ndarray
     mode_weights: np.ndarray
     kernel_weights: np.ndarray
-    surface: Surface
-    rms_mm: float
+    motions: np.ndarray
+    surface: Surface = None
+    rms_mm: float = np.inf
+    cost: float = np.inf
+    precision: np.ndarray = None
 
 
 def spread_over(count, wanted):
@@ -164,36 +230,42 @@ def start(prior, visible):
     return matrix, distance
 
 
-def fit(prior, visible, matrix, noise_mm=FIT_NOISE_MM, report=lambda fraction: None):
-    """Fit pose, size, modes and kernels to the visible surface.
+def fit(prior, visible, matrix, displaced=False, contacts=(), noise_mm=FIT_NOISE_MM, report=lambda fraction: None):
+    """Fit pose, size, modes and kernels to the visible surface, and where pieces are displaced their motions too.
 
     Args:
         prior: the shape prior.
         visible: the visible bone, right side.
         matrix: (4, 4) starting similarity data_from_standard, from `start`.
+        displaced: whether each piece beside the first has a rigid motion of its own; otherwise they lie as they should.
+        contacts: `JointContact`s with neighbouring bones.
         noise_mm: standard deviation of the data in each Gauss-Newton step; its length is the number of steps.
         report: called with the fraction done.
 
     Returns:
         ShapeFit, without the residual (see `with_residual`).
     """
-    modes = len(prior.modes)
     basis = prior.vertex_basis
     model_points = spread_over(len(prior.mean), MODEL_POINTS)
     data_points = np.flatnonzero(visible.trusted)
     data_points = data_points[spread_over(len(data_points), DATA_POINTS)]
-    data, data_normals = visible.surface.vertices, vertex_normals(visible.surface)
-    data_tree = cKDTree(data)
-    mode_weights, kernel_weights = np.zeros(modes), np.zeros((basis.shape[1], 3))
-    current = ShapeFit(matrix, mode_weights, kernel_weights, None, np.inf)
-
+    free = np.arange(1, visible.pieces) if displaced else np.arange(0)
+    current = ShapeFit(
+        matrix, np.zeros(len(prior.modes)), np.zeros((basis.shape[1], 3)), np.tile(np.eye(4), (visible.pieces, 1, 1))
+    )
+    tree = None
     for step, noise in enumerate(noise_mm):
         shape = prior.shape(current.mode_weights, current.kernel_weights)
         surface = Surface(transform_points(current.matrix, shape), prior.faces)
         normals = vertex_normals(surface)
-        nearest = data_tree.query(surface.vertices[model_points])[1]
+        if tree is None or len(free):
+            reduced = visible.reduced(current.motions).surface
+            data, data_normals = reduced.vertices, vertex_normals(reduced)
+            tree = cKDTree(_apart(data, visible.part))
+        model = _apart(surface.vertices, prior.part)
+        nearest = tree.query(model[model_points])[1]
         kept = visible.trusted[nearest]
-        nearest_vertex = cKDTree(surface.vertices).query(data[data_points])[1]
+        nearest_vertex = cKDTree(model).query(_apart(data, visible.part)[data_points])[1]
         vertex = np.concatenate([model_points[kept], nearest_vertex])
         target = np.concatenate([nearest[kept], data_points])
         # The plane's normal is the data's where the model asks and the model's where the data ask.
@@ -201,7 +273,12 @@ def fit(prior, visible, matrix, noise_mm=FIT_NOISE_MM, report=lambda fraction: N
         agree = (normals[vertex] * data_normals[target]).sum(1)
         residual = (plane * (data[target] - surface.vertices[vertex])).sum(1)
         weight = np.where(agree > MINIMUM_NORMAL_AGREEMENT, 1.0, 0.0) / (1 + (residual / (3 * noise)) ** 2) ** 2
-        current = _gauss_newton_step(prior, basis, current, shape, surface, vertex, plane, residual, weight / noise**2)
+        rows = _Rows(vertex, plane, surface.vertices[vertex], data[target], residual, weight / noise**2)
+        axis = current.matrix[:3, 2] / np.linalg.norm(current.matrix[:3, 2])
+        rows = rows.extended(_contact_rows(contact, surface, axis, noise) for contact in contacts)
+        in_contact = np.zeros(len(rows.vertex) - len(target), dtype=bool)
+        moving = [(piece, np.concatenate([visible.piece[target] == piece, in_contact])) for piece in free]
+        current = _gauss_newton_step(prior, current, rows, moving)
         scale = (weight * residual**2).sum() / max(weight.sum(), 1e-9)
         current = replace(current, rms_mm=float(np.sqrt(scale)))
         report((step + 1) / len(noise_mm))
@@ -209,42 +286,125 @@ def fit(prior, visible, matrix, noise_mm=FIT_NOISE_MM, report=lambda fraction: N
     return replace(current, surface=Surface(transform_points(current.matrix, shape), prior.faces))
 
 
-def _gauss_newton_step(prior, basis, current, shape, surface, vertex, plane, residual, weight):
-    """One step of the linearised problem; the scale's prior and the coefficients' prior are part of it."""
-    modes, kernels = len(prior.modes), basis.shape[1]
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Correspondences of one step, one a row: model vertex, plane normal, model and data point, residual, weight."""
+
+    vertex: np.ndarray
+    plane: np.ndarray
+    model: np.ndarray
+    data: np.ndarray
+    residual: np.ndarray
+    weight: np.ndarray
+
+    def extended(self, others):
+        """These rows followed by those of others."""
+        return _Rows(*(np.concatenate(columns) for columns in zip(*(vars(rows).values() for rows in (self, *others)))))
+
+
+def _apart(points, part):
+    """Points with a fourth coordinate that keeps parts out of each other's reach in a kd-tree."""
+    return points if part is None else np.column_stack([points, 1e4 * part])
+
+
+def _contact_rows(contact, surface, axis, noise):
+    """Rows that hold the closest spot of a joint surface at the cartilage's distance from the neighbour."""
+    model, opposite = surface.vertices[contact.vertices], contact.opposite
+    frame = np.linalg.svd(axis[None])[2][1:].T  # spans the plane across the axis
+    height = contact.outward * opposite @ axis
+    above = cKDTree(opposite @ frame).query_ball_point(model @ frame, CONTACT_REACH_MM)
+    # Along the axis a joint surface that has sunk into its neighbour still knows the way out.
+    distance = np.array([height[near].min() if near else np.inf for near in above]) - contact.outward * model @ axis
+    closest = np.argsort(distance)[: max(5, len(distance) // 8)]
+    closest = closest[np.isfinite(distance[closest])]
+    # Together the rows count as one observation; the first steps of a fit leave everything looser.
+    sd = np.hypot(contact.gap_sd_mm, noise)
+    weight = np.full(len(closest), 1 / (max(len(closest), 1) * INDEPENDENT_SHARE * sd**2))
+    plane = np.tile(axis, (len(closest), 1))
+    residual = contact.outward * (distance[closest] - contact.gap_mm)
+    goal = model[closest] + residual[:, None] * plane
+    return _Rows(contact.vertices[closest], plane, model[closest], goal, residual, weight)
+
+
+def _gauss_newton_step(prior, current, rows, moving):
+    """One step of the linearised problem; the priors of scale, coefficients and motions are part of it.
+
+    Args:
+        prior: the shape prior.
+        current: where the step starts.
+        rows: the correspondences.
+        moving: (piece, (rows,) bool of the rows that it takes part in) of each piece whose motion is unknown.
+    """
+    basis, modes, plane = prior.vertex_basis, len(prior.modes), rows.plane
+    kernels = basis.shape[1]
     linear = current.matrix[:3, :3]
     local_plane = plane @ linear  # the plane's normal seen from the standard frame, times the scale
-    arm = surface.vertices[vertex] - current.matrix[:3, 3]
-    jacobian = np.empty((len(vertex), 7 + modes + 3 * kernels), dtype=np.float32)
+    arm = rows.model - current.matrix[:3, 3]
+    shape_end = 7 + modes + 3 * kernels
+    jacobian = np.zeros((len(plane), shape_end + 6 * len(moving)), dtype=np.float32)
     jacobian[:, :3] = plane
     jacobian[:, 3:6] = np.cross(arm, plane)
     jacobian[:, 6] = (plane * arm).sum(1)
-    jacobian[:, 7 : 7 + modes] = np.einsum("rnc,nc->nr", prior.modes[:, vertex], local_plane, optimize=True)
+    jacobian[:, 7 : 7 + modes] = np.einsum("rnc,nc->nr", prior.modes[:, rows.vertex], local_plane, optimize=True)
     for axis in range(3):
         first = 7 + modes + axis * kernels
-        jacobian[:, first : first + kernels] = basis[vertex] * local_plane[:, axis, None]
-    weight = INDEPENDENT_SHARE * weight.astype(np.float32)
-    normal = (jacobian * weight[:, None]).T @ jacobian
-    right = jacobian.T @ (weight * residual.astype(np.float32))
+        jacobian[:, first : first + kernels] = basis[rows.vertex] * local_plane[:, axis, None]
+    centres, motion_state = [], []
+    for number, (piece, own) in enumerate(moving):
+        # Moving the data is the same as moving the model the other way.
+        centre = rows.data[own].mean(0)
+        first = shape_end + 6 * number
+        jacobian[own, first : first + 3] = -plane[own]
+        jacobian[own, first + 3 : first + 6] = -np.cross(rows.data[own] - centre, plane[own])
+        centres.append(centre)
+        motion_state += [_shift_of(current.motions[piece], centre), _turn_of(current.motions[piece])]
+    weight = INDEPENDENT_SHARE * rows.weight.astype(np.float32)
+    normal = ((jacobian * weight[:, None]).T @ jacobian).astype(float)
+    right = jacobian.T @ (weight * rows.residual.astype(np.float32))
     log_scale = np.log(np.cbrt(np.linalg.det(linear)))
-    precision = np.ones(len(normal))
-    precision[:6] = 1e-6
-    precision[6] = 1 / prior.log_scale_sd**2
-    state = np.concatenate([np.zeros(6), [log_scale], current.mode_weights, current.kernel_weights.T.ravel()])
-    normal = normal.astype(float)
+    motion_precision = np.tile(np.repeat([MOTION_SD_MM, np.radians(MOTION_SD_DEGREES)], 3) ** -2.0, len(moving))
+    precision = np.concatenate(
+        [np.full(6, 1e-6), [prior.log_scale_sd**-2], np.ones(modes + 3 * kernels), motion_precision]
+    )
+    coefficients = [np.zeros(6), [log_scale], current.mode_weights, current.kernel_weights.T.ravel()]
+    state = np.concatenate(coefficients + motion_state)
     normal[np.diag_indices_from(normal)] += precision
     change = np.linalg.solve(normal, right - precision * state)
-    angle = np.linalg.norm(change[3:6])
-    turn = rotation_about(change[3:6] / angle, angle) if angle > 1e-12 else np.eye(3)
     matrix = current.matrix.copy()
-    matrix[:3, :3] = np.exp(change[6]) * turn @ linear
+    matrix[:3, :3] = np.exp(change[6]) * _turn(change[3:6]) @ linear
     matrix[:3, 3] += change[:3]
+    motions = current.motions.copy()
+    for number, (piece, _) in enumerate(moving):
+        shift, turn = change[shape_end + 6 * number :][:6].reshape(2, 3)
+        step = np.eye(4)
+        step[:3, :3] = _turn(turn)
+        step[:3, 3] = centres[number] + shift - step[:3, :3] @ centres[number]
+        motions[piece] = step @ motions[piece]
     return replace(
         current,
         matrix=matrix,
         mode_weights=current.mode_weights + change[7 : 7 + modes],
-        kernel_weights=current.kernel_weights + change[7 + modes :].reshape(3, kernels).T,
+        kernel_weights=current.kernel_weights + change[7 + modes : shape_end].reshape(3, kernels).T,
+        motions=motions,
+        cost=0.5 * float(weight @ rows.residual**2 + precision @ state**2),
+        precision=normal,
     )
+
+
+def _turn(vector):
+    """Rotation by a (3,) rotation vector, radians."""
+    angle = np.linalg.norm(vector)
+    return rotation_about(vector / angle, angle) if angle > 1e-12 else np.eye(3)
+
+
+def _turn_of(motion):
+    """Rotation vector (3,) of a rigid motion, radians."""
+    return Rotation.from_matrix(motion[:3, :3]).as_rotvec()
+
+
+def _shift_of(motion, centre):
+    """Translation (3,) of a rigid motion at the point that it has brought to `centre`, mm."""
+    return centre - transform_points(np.linalg.inv(motion), centre[None])[0]
 
 
 def with_residual(prior, fitted, visible):
@@ -257,11 +417,11 @@ def with_residual(prior, fitted, visible):
     Returns:
         ShapeFit with another surface.
     """
-    surface = fitted.surface
+    surface, data = fitted.surface, visible.reduced(fitted.motions).surface
     normals = vertex_normals(surface)
-    found, distance, face = closest_points(surface.vertices, visible.surface)
-    data_normals = vertex_normals(visible.surface)
-    corners = visible.surface.faces[face]
+    found, distance, face = closest_points(surface.vertices, data)
+    data_normals = vertex_normals(data)
+    corners = data.faces[face]
     agree = (normals * data_normals[corners].mean(1)).sum(1)
     usable = visible.trusted[corners].all(1) & (agree > MINIMUM_NORMAL_AGREEMENT) & (distance < 4.0)
     offset = (normals * (found - surface.vertices)).sum(1)

@@ -1,7 +1,7 @@
 """One fractured tibia: what is visible of it, checked, and brought to the right side."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
@@ -10,7 +10,7 @@ from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.shapefitting import VisibleSurface
-from BoneReconstructionLib.surfaces import transformed
+from BoneReconstructionLib.surfaces import Surface, transformed
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop
 
 SHORTEST_VISIBLE_MM = 80.0
@@ -19,6 +19,7 @@ MARGIN_VOXELS = 2
 # The mask may leave out the broken bone's label, but it has to touch the bone.
 REACH_MM = 5.0
 BOX_MARGIN_MM = 15.0
+NEIGHBOURS = ("fibula", "femur", "talus")
 SMALLEST_PIECE = 0.01
 
 
@@ -32,41 +33,54 @@ class TibiaCase:
         read_ct: returns the CT in HU on the same grid; only methods that look at intensities call it.
         surface: surface of the segmented bone, RAS mm.
         trusted: (n,) bool, vertices of `surface` that are visible healthy bone.
+        piece: (n,) int, which visible piece each vertex belongs to; 0 is the one that fixes the pose.
+        piece_volumes_ml: volume of each piece.
+        neighbours: {"fibula", "femur" or "talus": (surface, trusted)} of bones that say where the joints are.
     """
 
     tibia: Volume
     fracture: Volume
     read_ct: Callable[[], Volume]
-    surface: object
+    surface: Surface
     trusted: np.ndarray
+    piece: np.ndarray
+    piece_volumes_ml: tuple[float, ...]
+    neighbours: dict[str, tuple[Surface, np.ndarray]] = field(default_factory=dict)
+
+    def neighbour(self, bone, side):
+        """A visible neighbouring bone as one of the right leg, or None where it is not given."""
+        if bone not in self.neighbours:
+            return None
+        surface, trusted = self.neighbours[bone]
+        return VisibleSurface(transformed(surface, side_to_right(side)), trusted)
 
     def visible(self, side):
         """The visible bone as a right one, if it is of `side` ("left" or "right")."""
-        return VisibleSurface(transformed(self.surface, side_to_right(side)), self.trusted)
+        return VisibleSurface(transformed(self.surface, side_to_right(side)), self.trusted, self.piece)
 
 
-def make_case(tibia, fracture, read_ct):
+def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
     """Check masks that share the CT's geometry and prepare them.
 
     Args:
         tibia: bool volume of the segmented tibia, RAS.
         fracture: bool volume of the coarse fracture mask on the same grid.
         read_ct: see `TibiaCase`; it is given the lower and upper voxel of the crop, k j i.
+        fixed_piece: number of the visible piece that fixes the pose, counted from the largest, 1.
+        neighbours: {bone of `NEIGHBOURS`: its bool volume on the same grid}.
 
     Returns:
         TibiaCase.
 
     Raises:
-        InputError: empty tibia or mask; mask beside the tibia or over all of it; too little visible bone.
+        InputError: empty tibia or mask; mask beside the tibia or over all of it; too little visible bone; no such piece.
     """
     if not fracture.array.any():
         raise InputError("The fracture mask is empty: draw it coarsely over the broken bone.")
     if not tibia.array.any():
         raise InputError("The tibia segment is empty: segment the tibia first.")
-    spacing = tibia.spacing
-    lower, upper = bounding_box(tibia.array)
-    margin = np.ceil(BOX_MARGIN_MM / spacing[::-1]).astype(int)
-    lower, upper = np.maximum(lower - margin, 0), np.minimum(upper + margin, tibia.shape)
+    whole_mask = fracture
+    lower, upper = _box(tibia)
     at_border = [lower == 0, upper == np.array(tibia.shape)]
     tibia, fracture = crop(tibia, lower, upper), crop(fracture, lower, upper)
     tibia = Volume(_without_specks(tibia.array), tibia.ijk_to_ras)
@@ -74,28 +88,73 @@ def make_case(tibia, fracture, read_ct):
     visible = tibia.array & ~fracture.array
     if not visible.any():
         raise InputError("The fracture mask covers the whole tibia: leave healthy bone outside it.")
-    reach = tuple(2 * np.ceil(REACH_MM / spacing[::-1]).astype(int) + 1)
+    reach = tuple(2 * np.ceil(REACH_MM / tibia.spacing[::-1]).astype(int) + 1)
     if not (ndimage.maximum_filter(fracture.array.view(np.uint8), reach) & tibia.array).any():
         raise InputError("The fracture mask lies beside the tibia: draw it over the broken part of this bone.")
 
     surface = mask_surface(tibia)
-    hidden = ndimage.maximum_filter(fracture.array.view(np.uint8), 2 * MARGIN_VOXELS + 1).astype(bool)
-    for axis in range(3):
-        edge = np.moveaxis(hidden, axis, 0)
-        if at_border[0][axis]:
-            edge[:MARGIN_VOXELS] = True
-        if at_border[1][axis]:
-            edge[-MARGIN_VOXELS:] = True
-    index = np.rint(transform_points(np.linalg.inv(tibia.ijk_to_ras), surface.vertices)).astype(int)[:, ::-1]
-    index = np.clip(index, 0, np.array(hidden.shape) - 1)
-    trusted = ~hidden[tuple(index.T)]
+    hidden = _hidden(fracture.array, at_border)
+    index = _voxels(surface, tibia)
+    pieces, volumes = _pieces(visible, np.prod(tibia.spacing) / 1000)
+    if not 1 <= fixed_piece <= len(volumes):
+        raise InputError(
+            f"There is no visible piece {fixed_piece}: the mask leaves {len(volumes)}, counted from the largest."
+        )
+    order = [fixed_piece, *(number for number in range(1, len(volumes) + 1) if number != fixed_piece)]
+    # The surface runs between bone and what surrounds it: look a voxel further for the piece.
+    found = ndimage.maximum_filter(pieces, 3)[index]
+    trusted = ~hidden[index] & (found > 0)
+    piece = np.argsort([0, *order])[np.maximum(found, 1)] - 1
     length = visible_length_mm(surface.vertices[trusted])
     if length < SHORTEST_VISIBLE_MM:
         raise InputError(
             f"Only {length:.0f} mm of healthy tibia is visible outside the mask and {SHORTEST_VISIBLE_MM:.0f} mm is "
             "needed: make the mask smaller or use a scan that shows more of the bone."
         )
-    return TibiaCase(tibia, fracture, lambda: read_ct(lower, upper), surface, trusted)
+    return TibiaCase(
+        tibia,
+        fracture,
+        lambda: read_ct(lower, upper),
+        surface,
+        trusted,
+        piece,
+        tuple(volumes[number - 1] for number in order),
+        {bone: _visible_neighbour(mask, whole_mask) for bone, mask in (neighbours or {}).items() if mask.array.any()},
+    )
+
+
+def _box(mask):
+    """Lower and upper voxel (k j i) of a mask with a margin, inside the volume."""
+    lower, upper = bounding_box(mask.array)
+    margin = np.ceil(BOX_MARGIN_MM / mask.spacing[::-1]).astype(int)
+    return np.maximum(lower - margin, 0), np.minimum(upper + margin, mask.shape)
+
+
+def _hidden(fracture, at_border):
+    """Voxels of a crop that cannot be trusted: masked or at the scan's end (`at_border`: lower, upper), or nearly so."""
+    hidden = ndimage.maximum_filter(fracture.view(np.uint8), 2 * MARGIN_VOXELS + 1).astype(bool)
+    for axis in range(3):
+        edge = np.moveaxis(hidden, axis, 0)
+        if at_border[0][axis]:
+            edge[:MARGIN_VOXELS] = True
+        if at_border[1][axis]:
+            edge[-MARGIN_VOXELS:] = True
+    return hidden
+
+
+def _voxels(surface, volume):
+    """Index (k, j, i arrays) of the voxel that each vertex lies in."""
+    index = np.rint(transform_points(np.linalg.inv(volume.ijk_to_ras), surface.vertices)).astype(int)[:, ::-1]
+    return tuple(np.clip(index, 0, np.array(volume.shape) - 1).T)
+
+
+def _visible_neighbour(mask, fracture):
+    """(surface, trusted) of a neighbouring bone; both volumes on the CT's grid."""
+    lower, upper = _box(mask)
+    at_border = [lower == 0, upper == np.array(mask.shape)]
+    bone = crop(mask, lower, upper)
+    surface = mask_surface(Volume(_without_specks(bone.array), bone.ijk_to_ras))
+    return surface, ~_hidden(crop(fracture, lower, upper).array, at_border)[_voxels(surface, bone)]
 
 
 def visible_length_mm(points):
@@ -104,6 +163,18 @@ def visible_length_mm(points):
         return 0.0
     axis = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][0]
     return float(len(np.unique(np.floor(points @ axis / 2.0)))) * 2.0
+
+
+def _pieces(visible, voxel_ml):
+    """Connected pieces of visible bone, numbered from the largest, 1, and their volumes; specks are left out."""
+    labels, count = ndimage.label(visible, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    order = np.argsort(sizes)[::-1]
+    order = order[sizes[order] >= SMALLEST_PIECE * sizes.max()]
+    number = np.zeros(count + 1, dtype=np.uint8)
+    number[order] = np.arange(1, len(order) + 1)
+    return number[labels], [float(sizes[label] * voxel_ml) for label in order]
 
 
 def _without_specks(mask):

@@ -9,7 +9,7 @@ import importlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,18 @@ from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import transformed, vertex_areas, volume_mm3
+from BoneReconstructionLib.tibiameasurements import PUBLISHED
 from BoneReconstructionLib.version import VERSION
-from BoneReconstructionLib.volumes import check_memory, crop, read_geometry, read_mask, read_volume, resample, write_volume
-from TibiaCompletionLib.case import make_case
+from BoneReconstructionLib.volumes import (
+    check_memory,
+    crop,
+    read_geometry,
+    read_mask,
+    read_volume,
+    resample,
+    write_volume,
+)
+from TibiaCompletionLib.case import NEIGHBOURS, make_case
 from TibiaCompletionLib.shapecompletion import detect_side
 
 
@@ -72,6 +81,8 @@ class CompletionRequest:
         fracture: FILE[:LABEL|SEGMENT] of the coarse fracture mask.
         side: "left", "right" or "auto".
         method: a key of `METHODS`.
+        fixed_piece: number of the visible piece that fixes the pose, counted from the largest, 1.
+        fibula, femur, talus: FILE[:LABEL|SEGMENT] of neighbouring bones, which say where the joints are; optional.
     """
 
     ct: str
@@ -79,6 +90,10 @@ class CompletionRequest:
     fracture: str
     side: str = "auto"
     method: str = DEFAULT_METHOD
+    fixed_piece: int = 1
+    fibula: str | None = None
+    femur: str | None = None
+    talus: str | None = None
 
 
 def predict(case, side="auto", method=DEFAULT_METHOD, report=lambda stage, fraction: None):
@@ -128,7 +143,15 @@ def complete_tibia(request, folder, report):
     report("reading", 0.4)
     fracture = resample(read_mask(request.fracture), shape, ijk_to_ras, "antialiased")
     report("reading", 0.8)
-    case = make_case(tibia, fracture, lambda lower, upper: crop(read_volume(request.ct), lower, upper))
+    given = {bone: getattr(request, bone) for bone in NEIGHBOURS if getattr(request, bone)}
+    neighbours = {bone: resample(read_mask(name), shape, ijk_to_ras, "antialiased") for bone, name in given.items()}
+    case = make_case(
+        tibia,
+        fracture,
+        lambda lower, upper: crop(read_volume(request.ct), lower, upper),
+        request.fixed_piece,
+        neighbours,
+    )
     hidden = fracture.array
     side, completion, warnings = predict(case, request.side, request.method, report)
 
@@ -137,10 +160,17 @@ def complete_tibia(request, folder, report):
     labelmap = voxelize(predicted, shape, ijk_to_ras)
     write_volume(folder / "tibia.nii.gz", labelmap)
     report("writing", 0.6)
-    distance = distance_to_visible(predicted, case)
+    visible = visible_in_place(case, completion, side)
+    distance = distance_to_visible(predicted, visible, case.trusted)
     write_surface(folder / "tibia.ply", predicted)
     write_surface(folder / "tibia.vtp", predicted, {DISTANCE_ARRAY: distance})
-    metrics = measure(predicted, distance, dice(labelmap.array & ~hidden, tibia.array & ~hidden))
+    metrics = measure(predicted, distance)
+    if completion.motions is None:
+        overlap = dice(labelmap.array & ~hidden, tibia.array & ~hidden)
+        metrics["dice_visible"] = (overlap, "1", "Dice of predicted and segmented tibia outside the fracture mask")
+    for name, (value, width) in completion.measured.items():
+        unit = PUBLISHED[name].unit
+        metrics[name] = (value, unit, f"of the predicted tibia; 95 % interval +/- {width:.2g} {unit}")
     with open(folder / "distances.csv", "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
         rows.writerow(("metric", "value", "unit", "definition"))
@@ -149,14 +179,17 @@ def complete_tibia(request, folder, report):
         )
     result = {
         "version": VERSION,
-        "inputs": {"ct": request.ct, "tibia": request.tibia, "fracture": request.fracture},
-        "settings": {key: value for key, value in asdict(request).items() if key in ("side", "method")},
+        "inputs": {"ct": request.ct, "tibia": request.tibia, "fracture": request.fracture} | given,
+        "settings": {key: value for key, value in asdict(request).items() if key in ("side", "method", "fixed_piece")},
         "side": side,
         "method": request.method,
         "model": completion.model,
         "ras_to_standard": (np.linalg.inv(completion.matrix) @ side_to_right(side)).tolist(),
         "metrics": {name: {"value": value, "unit": unit} for name, (value, unit, _) in metrics.items()},
         "distance_sign": SIGN,
+        "displaced": completion.motions is not None,
+        "pieces": piece_records(case, completion, side),
+        "intervals_95": {name: width for name, (_, width) in completion.measured.items()},
         "warnings": warnings,
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -165,15 +198,40 @@ def complete_tibia(request, folder, report):
     return result
 
 
-def distance_to_visible(predicted, case):
-    """Signed distance of each predicted vertex to the visible bone, mm, positive outside it; NaN where it is masked."""
-    locator = SurfaceLocator(case.surface)
+def visible_in_place(case, completion, side):
+    """Surface of the segmented bone with its pieces brought to their places, RAS mm."""
+    if completion.motions is None:
+        return case.surface
+    return transformed(case.visible(side).reduced(completion.motions).surface, side_to_right(side))
+
+
+def piece_records(case, completion, side):
+    """For result.json: volume of each visible piece and the rigid motion, RAS mm, that brings it to its place."""
+    mirror = side_to_right(side)
+    motions = (
+        np.tile(np.eye(4), (len(case.piece_volumes_ml), 1, 1)) if completion.motions is None else completion.motions
+    )
+    return [
+        {"volume_ml": round(volume, 2), "motion_ras": (mirror @ motion @ mirror).tolist()}
+        for volume, motion in zip(case.piece_volumes_ml, motions)
+    ]
+
+
+def distance_to_visible(predicted, visible, trusted):
+    """Signed distance of each predicted vertex to the visible bone, mm, positive outside it; NaN where it is masked.
+
+    Args:
+        predicted: the predicted bone, RAS mm.
+        visible: surface of the visible bone, its pieces in their places, RAS mm.
+        trusted: (n,) bool, its vertices that are neither masked nor cut.
+    """
+    locator = SurfaceLocator(visible)
     face = locator.closest(predicted.vertices)[2]
-    seen = case.trusted[case.surface.faces[face]].all(1)
+    seen = trusted[visible.faces[face]].all(1)
     return np.where(seen, locator.signed(predicted.vertices), np.nan)
 
 
-def measure(predicted, distance, overlap):
+def measure(predicted, distance):
     """Figures of one prediction: {name: (value, unit, definition)}."""
     seen = np.isfinite(distance)
     apart = np.abs(distance[seen])
@@ -187,7 +245,6 @@ def measure(predicted, distance, overlap):
         ),
         "signed_mean_distance": (float(shown @ distance[seen]), "mm", f"the same with sign; {SIGN}"),
         "p95_distance": (float(np.percentile(apart, 95)), "mm", "95th percentile of the distance"),
-        "dice_visible": (float(overlap), "", "Dice of predicted and segmented tibia outside the fracture mask"),
         "unseen_share": (
             float(100 * (1 - weight[seen].sum() / weight.sum())),
             "%",
@@ -203,16 +260,23 @@ def add_arguments(parser):
     name = "FILE[:LABEL|SEGMENT]"
     parser.add_argument("--tibia", required=True, metavar=name, help="labelmap or segmentation of the tibia")
     parser.add_argument("--fracture", required=True, metavar=name, help="coarse mask over the fracture")
+    for bone in NEIGHBOURS:
+        parser.add_argument(f"--{bone}", metavar=name, help=f"the {bone} of the same leg, to tell where the joint is")
     parser.add_argument("--side", choices=(*SIDES, "auto"), default="auto", help="side of the leg (default: by shape)")
     parser.add_argument("--method", choices=tuple(METHODS), default=DEFAULT_METHOD)
+    parser.add_argument(
+        "--fixed-piece",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the visible piece that lies where it belongs, counted from the largest (default: 1)",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
 
 
 def run(arguments):
     """Run `bonerecon complete-tibia`."""
-    request = CompletionRequest(
-        arguments.ct, arguments.tibia, arguments.fracture, arguments.side, arguments.method
-    )
+    request = CompletionRequest(**{field.name: getattr(arguments, field.name) for field in fields(CompletionRequest)})
     progress = Progress(STAGES)
     with OutputFolder(arguments.output, FILES) as folder:
         result = complete_tibia(request, folder, progress.report)
