@@ -39,7 +39,7 @@ def random_legs(path, count=12, first_seed=0):
     _save(window, path)
 
 
-def nine_fractures(path, seed=0):
+def nine_fractures(path, seed=5):
     """Picture a fracture of each kind of one tibia from two sides each, fragments in different colours."""
     prior = load_prior("tibia-prior", "tibia")
     bone = Surface(prior.mean, prior.faces)

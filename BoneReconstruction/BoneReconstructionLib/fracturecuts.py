@@ -92,10 +92,15 @@ class Spiral:
         local = points - self.origin
         across, beside = local @ self.inward, local @ np.cross([0.0, 0.0, 1.0], self.inward)
         climb = self.length_mm / np.pi
-        below = climb * self.hand * np.arctan2(beside, across) - local[:, 2]
+        # Where the bone flares, above and below the fracture, it may reach behind the axis.
+        turn = self.hand * np.clip(np.arctan2(beside, across), -np.pi / 2, np.pi / 2)
+        below = climb * turn - local[:, 2]
         foot = np.column_stack([points[:, :2], points[:, 2] + below])
         below = below + self.roughness_mm * self.noise(foot)
-        return below / np.hypot(1, climb / np.maximum(np.hypot(across, beside), SMALLEST_RADIUS_MM))
+        slope = climb / np.maximum(np.hypot(across, beside), SMALLEST_RADIUS_MM)
+        # Close to the axis all of the spiral is near, but not farther up or down than it reaches.
+        beyond = np.abs(local[:, 2]) - self.length_mm / 2 - 3 * self.roughness_mm
+        return np.sign(below) * np.maximum(np.abs(below) / np.hypot(1, slope), beyond)
 
 
 @dataclass(frozen=True, eq=False)

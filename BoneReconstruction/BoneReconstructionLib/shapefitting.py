@@ -24,6 +24,7 @@ RESIDUAL_SUPPORT_MM = (18.0, 18.0, 45.0)
 RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
+CLEARLY_WORSE = 1.15
 CONTACT_REACH_MM = 3.0
 # Neighbouring points share their errors; counted as independent they would overrule the prior where bone is unseen.
 INDEPENDENT_SHARE = 0.05
@@ -163,7 +164,7 @@ def starting_poses(prior, points):
 
     Returns:
         list of ((4, 4) matrix data_from_standard, (lowest, highest) scale). The bone may be whole and of any size, or
-        one end of a bone whose size it hardly shows, which therefore stays near the mean's.
+        one end or the middle of a bone whose size it hardly shows, which therefore stays near the mean's.
     """
     centre = points.mean(0)
     axis = np.linalg.svd(points - centre, full_matrices=False)[2][0]
@@ -181,7 +182,8 @@ def starting_poses(prior, points):
         if seen > SCALE_RANGE[0] * length:
             placements.append(((bottom + top) / 2, (low + high) / 2, min(seen / length, SCALE_RANGE[1]), SCALE_RANGE))
         if seen < 0.9 * length:
-            placements += [(top, high, 1.0, PARTIAL_SCALE_RANGE), (bottom, low, 1.0, PARTIAL_SCALE_RANGE)]
+            partial = ((top, high), (bottom, low), ((bottom + top) / 2, (low + high) / 2))
+            placements += [(place, standard_place, 1.0, PARTIAL_SCALE_RANGE) for place, standard_place in partial]
         for place, standard_place, scale, limits in placements:
             for angle in np.arange(8) * np.pi / 4:
                 matrix = np.eye(4)
@@ -194,6 +196,8 @@ def starting_poses(prior, points):
 
 def start(prior, visible):
     """Find the pose by trying `starting_poses` with the mean bone, size free.
+
+    The data's frame is RAS: where the shape alone does not tell proximal from distal, proximal is towards the head.
 
     Returns:
         (matrix, distance): the best (4, 4) similarity data_from_standard and its mean distance in mm.
@@ -225,9 +229,15 @@ def start(prior, visible):
     def distance_of(result):
         return result[1]
 
-    tried = sorted((improve(matrix, limits, 6) for matrix, limits in starting_poses(prior, points)), key=distance_of)
-    matrix, distance, _ = min((improve(matrix, limits, 15) for matrix, _, limits in tried[:4]), key=distance_of)
-    return matrix, distance
+    best = []
+    for upwards in (True, False):
+        poses = [pose for pose in starting_poses(prior, points) if (pose[0][2, 2] > 0) == upwards]
+        tried = sorted((improve(matrix, limits, 6) for matrix, limits in poses), key=distance_of)
+        best.append(min((improve(matrix, limits, 15) for matrix, _, limits in tried[:3]), key=distance_of))
+    # A shaft without its ends fits nearly as well upside down: then the patient's head tells.
+    upright, headlong = best
+    chosen = upright if upright[1] < CLEARLY_WORSE * headlong[1] else headlong
+    return chosen[0], chosen[1]
 
 
 def fit(prior, visible, matrix, displaced=False, contacts=(), noise_mm=FIT_NOISE_MM, report=lambda fraction: None):

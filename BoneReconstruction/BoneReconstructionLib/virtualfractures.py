@@ -42,6 +42,7 @@ UNDISPLACED_DEGREES = 0.08
 SMOOTH_EXPONENT = 1.6
 CRUMBLING_LEVEL = 0.5
 SURFACE_SPACING_MM = 1.0
+RANGES = FractureRanges()
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +221,7 @@ def _classify(cuts, names, points):
     return name, margin
 
 
-def draw_fracture(surface, side, kind=None, seed=0, displaced=True, ranges=FractureRanges()):
+def draw_fracture(surface, side, kind=None, seed=0, displaced=True, ranges=RANGES):
     """Break a tibia.
 
     Args:
@@ -430,8 +431,13 @@ def _travel(piece, base, touches):
 
 def _voxel_points(lower, upper, ijk_to_ras):
     """(n, 3) RAS centres of the voxels of a half-open [k, j, i] box, in C order."""
-    kji = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(lower, upper)), indexing="ij"), -1).reshape(-1, 3)
-    return transform_points(ijk_to_ras, kji[:, ::-1])
+    kji = np.indices(np.subtract(upper, lower)).reshape(3, -1).T + lower
+    return transform_points(ijk_to_ras, _ijk(kji))
+
+
+def _ijk(kji):
+    """(n, 3) voxel indices turned round, as contiguous numbers that matrices multiply fast."""
+    return np.ascontiguousarray(kji[:, ::-1], dtype=float)
 
 
 def _box(points, ijk_to_ras, shape, margin_mm=0.0):
@@ -457,7 +463,7 @@ class _Mover:
         lower, upper = bounding_box(bone)
         lower, upper = np.maximum(lower - 2, 0), np.minimum(upper + 2, bone.shape)
         around = ndimage.binary_dilation(bone[tuple(map(slice, lower, upper))], np.ones((3, 3, 3)), iterations=2)
-        self._voxels = (np.argwhere(around) + lower)[:, ::-1]
+        self._voxels = _ijk(np.argwhere(around) + lower)
         self._fragments = fracture.fragment_and_depth(transform_points(ijk_to_ras, self._voxels))[0]
 
     def fragment(self, number):
@@ -478,7 +484,7 @@ class _Mover:
         reached[tuple((moved - lower).T)] = True
         # Rounding leaves holes of one voxel where the fragment is turned.
         target = np.argwhere(ndimage.binary_dilation(reached, np.ones((3, 3, 3)))) + lower
-        origin = transform_points(to_healthy @ self._ijk_to_ras, target[:, ::-1])
+        origin = transform_points(to_healthy @ self._ijk_to_ras, _ijk(target))
         place = transform_points(np.linalg.inv(self._ijk_to_ras), origin).T[::-1]
         fragment, depth = self._fracture.fragment_and_depth(origin)
         index = np.ravel_multi_index(tuple(target.T), self._shape)
@@ -570,7 +576,7 @@ def displaced_surfaces(surface: Surface, fracture: Fracture) -> list[Surface]:
     inside = voxelize(surface, shape, grid).array
     edge = ndimage.binary_dilation(inside, iterations=2) & ~ndimage.binary_erosion(inside, iterations=2)
     kji = np.argwhere(inside | edge)
-    points = transform_points(grid, kji[:, ::-1])
+    points = transform_points(grid, _ijk(kji))
     below = np.full(len(kji), 3.0)
     near = edge[tuple(kji.T)]
     below[near] = -SurfaceLocator(surface).signed(points[near])

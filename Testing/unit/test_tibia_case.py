@@ -9,7 +9,7 @@ from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import MIRROR, transform_points
 from BoneReconstructionLib.surfaces import is_closed, volume_mm3
 from BoneReconstructionLib.volumes import Volume, crop
-from TibiaCompletionLib.case import make_case, visible_length_mm
+from TibiaCompletionLib.case import check_visible_length, make_case
 
 VOXEL_MM = np.linalg.norm(COARSE[:3, :3], axis=0)
 
@@ -196,10 +196,26 @@ def test_bone_that_the_scan_does_not_show_is_not_visible():
 def tube(*bands):
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     circle = np.column_stack([10 * np.cos(angles), 10 * np.sin(angles), np.zeros(24)])
-    return np.concatenate([circle + [0, 0, z] for low, high in bands for z in np.arange(low, high, 0.5)])
+    rings = [circle + [0, 0, z] for low, high in bands for z in np.arange(low, high, 0.5)]
+    return np.concatenate([np.zeros((0, 3)), *rings])
 
 
-@pytest.mark.parametrize("bands, length", [([(0, 100)], 100), ([(0, 50), (200, 260)], 110), ([(0, 1)], 0)])
-def test_the_visible_length_leaves_gaps_out(bands, length):
+@pytest.mark.parametrize(
+    "bands, refused",
+    [([(0, 100)], False), ([(0, 70)], True), ([(0, 50), (200, 250)], False), ([(0, 30), (200, 240)], True), ([], True)],
+)
+def test_the_visible_length_is_taken_along_the_bone_without_gaps(bands, refused):
+    axis = COARSE[:3, 2] / VOXEL_MM[2]
     turned = transform_points(COARSE, tube(*bands) / VOXEL_MM)
-    assert visible_length_mm(turned) == pytest.approx(length, abs=4)
+    if refused:
+        with pytest.raises(InputError, match="80 mm is needed"):
+            check_visible_length(turned, axis)
+    else:
+        check_visible_length(turned, axis)
+
+
+def test_a_wide_short_end_is_not_taken_for_a_long_one():
+    """A disc of 120 mm diameter and 40 mm height: what counts is its height."""
+    disc = tube((0, 40)) * [6.0, 6.0, 1.0]
+    with pytest.raises(InputError, match="40 mm"):
+        check_visible_length(disc, np.array([0.0, 0.0, 1.0]))

@@ -196,7 +196,7 @@ def test_the_record_lets_the_run_be_repeated(delivered, result):
     card = find_model("tibia-prior").card
     assert result["version"] == VERSION
     assert result["inputs"] == {name: str(folder / f"{name}.nii.gz") for name in ("ct", "tibia", "fracture")}
-    assert result["settings"] == {"side": "auto", "method": DEFAULT_METHOD}
+    assert result["settings"] == {"side": "auto", "method": DEFAULT_METHOD, "fixed_piece": 1}
     assert (result["side"], result["method"], result["warnings"]) == ("left", DEFAULT_METHOD, [])
     assert result["model"] == {key: card[key] for key in ("id", "version", "sha256")}
     assert "positive" in result["distance_sign"]

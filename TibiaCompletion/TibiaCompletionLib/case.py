@@ -105,12 +105,8 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
     found = ndimage.maximum_filter(pieces, 3)[index]
     trusted = ~hidden[index] & (found > 0)
     piece = np.argsort([0, *order])[np.maximum(found, 1)] - 1
-    length = visible_length_mm(surface.vertices[trusted])
-    if length < SHORTEST_VISIBLE_MM:
-        raise InputError(
-            f"Only {length:.0f} mm of healthy tibia is visible outside the mask and {SHORTEST_VISIBLE_MM:.0f} mm is "
-            "needed: make the mask smaller or use a scan that shows more of the bone."
-        )
+    axis = np.linalg.svd(surface.vertices - surface.vertices.mean(0), full_matrices=False)[2][0]
+    check_visible_length(surface.vertices[trusted], axis)
     return TibiaCase(
         tibia,
         fracture,
@@ -157,12 +153,27 @@ def _visible_neighbour(mask, fracture):
     return surface, ~_hidden(crop(fracture, lower, upper).array, at_border)[_voxels(surface, bone)]
 
 
-def visible_length_mm(points):
-    """How many millimetres along the long axis of (n, 3) surface points carry bone, gaps not counted."""
-    if len(points) < 100:
-        return 0.0
-    axis = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][0]
-    return float(len(np.unique(np.floor(points @ axis / 2.0)))) * 2.0
+def visible_length_mm(points, axis):
+    """How many millimetres along the unit vector `axis` (n, 3) surface points carry bone, gaps not counted."""
+    return len(np.unique(np.floor(points @ axis / 2.0))) * 2.0 if len(points) > 100 else 0.0
+
+
+def check_visible_length(points, axis):
+    """Refuse a case that shows too little bone along its long axis; gaps do not count.
+
+    Args:
+        points: (n, 3) trusted vertices, mm.
+        axis: (3,) unit vector along the bone.
+
+    Raises:
+        InputError: less than `SHORTEST_VISIBLE_MM`.
+    """
+    length = visible_length_mm(points, axis)
+    if length < SHORTEST_VISIBLE_MM:
+        raise InputError(
+            f"Only {length:.0f} mm of healthy tibia is visible outside the mask and {SHORTEST_VISIBLE_MM:.0f} mm is "
+            "needed: make the mask smaller or use a scan that shows more of the bone."
+        )
 
 
 def _pieces(visible, voxel_ml):

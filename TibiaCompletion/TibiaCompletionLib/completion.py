@@ -32,7 +32,7 @@ from BoneReconstructionLib.volumes import (
     resample,
     write_volume,
 )
-from TibiaCompletionLib.case import NEIGHBOURS, make_case
+from TibiaCompletionLib.case import NEIGHBOURS, check_visible_length, make_case
 from TibiaCompletionLib.shapecompletion import detect_side
 
 
@@ -109,10 +109,12 @@ def predict(case, side="auto", method=DEFAULT_METHOD, report=lambda stage, fract
         (side, Completion, warnings).
 
     Raises:
-        InputError: the side cannot be told; weights missing or altered.
+        InputError: the side cannot be told; too little bone is visible; weights missing or altered.
     """
     report("finding the pose", 0.0)
     side, start, warnings = detect_side(case, side)
+    # Of a short piece the longest extent may be its width; the pose tells which way the bone runs.
+    check_visible_length(case.visible(side).surface.vertices[case.trusted], start[:3, 2] / np.linalg.norm(start[:3, 2]))
     module, function = METHODS[method].function.split(":")
     completion = getattr(importlib.import_module(module), function)(
         case, side, start, lambda fraction: report("completing", fraction)

@@ -11,7 +11,7 @@ from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.shapefitting import VisibleSurface, start
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed
-from BoneReconstructionLib.volumes import Volume
+from BoneReconstructionLib.volumes import Volume, bounding_box, crop
 from TibiaCompletionLib.evaluation.registration import laid_on
 
 ANGLES = 72
@@ -36,10 +36,11 @@ def interpolate(case):
     Returns:
         Surface, RAS mm.
     """
-    tibia, mask = case.completion_input.tibia, case.completion_input.fracture
+    if not case.mask.array.any():
+        return mask_surface(case.tibia)
+    lower, upper = bounding_box(case.tibia.array | case.mask.array)
+    tibia, mask = crop(case.tibia, lower - 2, upper + 2), crop(case.mask, lower - 2, upper + 2)
     visible = tibia.array & ~mask.array
-    if not mask.array.any():
-        return mask_surface(tibia)
     points = transform_points(tibia.ijk_to_ras, np.argwhere(visible)[:: max(1, visible.sum() // 20000), ::-1])
     centre = points.mean(0)
     axis = np.linalg.svd(points - centre, full_matrices=False)[2][0]

@@ -11,9 +11,9 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from BoneReconstructionLib.fracturekinds import KINDS
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.meshing import mask_surface
+from BoneReconstructionLib.overlap import volume_ml
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.virtualfractures import displaced_labels, draw_fracture, fracture_ct
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop
@@ -30,6 +30,13 @@ SCALED_CASES = ("unmasked", "shaft", "plateau", "pilon")
 CONTEXT_CASES = ("plateau", "pilon", "proximal", "distal", *FRACTURES)
 QUICK_CASES = ("unmasked", "shaft", "fracture-1")
 
+# What the fractures 1 to 4 of a leg are: the shaft in two, the shaft in more, the plateau, the pilon.
+FRACTURE_KINDS = (
+    ("transverse", "oblique", "spiral"),
+    ("butterfly", "segmental"),
+    ("plateau-split", "plateau-depression", "plateau-split-depression"),
+    ("pilon",),
+)
 SHAFT_GAP_MM, END_GAP_MM, OBLIQUE_GAP_MM = 60.0, 40.0, 40.0
 # Scans of 150 mm beside the knee or the ankle have their gap in the middle.
 PARTIAL_MM, PARTIAL_GAP_MM = 150.0, 30.0
@@ -77,8 +84,9 @@ class Case:
         key: its `CaseKey`.
         leg: the healthy leg; its tibia is the truth.
         scan: the healthy leg's scan.
-        completion_input: what the methods are given.
-        context: {bone: bool volume} of the neighbouring bones in the scan; empty without context.
+        tibia: bool volume of the segmented bone on the scan's grid.
+        mask: bool volume of the coarse mask on the same grid.
+        completion_input: what the completion is given; with context, the neighbouring bones, too.
         other_tibia: the other leg's healthy tibia as it lies in its own scan, RAS mm, or None.
         masked: says of (n, 3) RAS points whether they lie in the masked region; None where nothing is masked.
         scanned: says of (n, 3) RAS points whether they lie in the scan, its ends left out; None for whole bones.
@@ -87,8 +95,9 @@ class Case:
     key: CaseKey
     leg: Leg
     scan: Scan
+    tibia: Volume
+    mask: Volume
     completion_input: TibiaCase
-    context: dict[str, Volume]
     other_tibia: Surface | None
     masked: Callable[[np.ndarray], np.ndarray] | None
     scanned: Callable[[np.ndarray], np.ndarray] | None
@@ -183,33 +192,34 @@ def build_case(folder, key):
     if key.case not in FRACTURES:  # the gap is empty: nothing of the truth may show through
         segmented = segmented & ~mask[box]
     tibia = Volume(segmented, matrix)
-    context = {bone: crop(volume, lower, upper) for bone, volume in scan.neighbours.items()} if key.context else {}
-    return Case(
-        key,
-        leg,
-        scan,
-        _completion_input(tibia, Volume(mask[box], matrix), ct),
-        {bone: volume for bone, volume in context.items() if volume.array.any()},
-        leg.other_tibia if key.other_leg else None,
-        masked,
-        scanned,
-    )
+    hidden = Volume(mask[box], matrix)
+    neighbours = {bone: crop(volume, lower, upper) for bone, volume in scan.neighbours.items()} if key.context else {}
+    other_tibia = leg.other_tibia if key.other_leg else None
+    completion_input = _completion_input(tibia, hidden, ct, neighbours)
+    return Case(key, leg, scan, tibia, hidden, completion_input, other_tibia, masked, scanned)
 
 
-def _completion_input(tibia, fracture, ct):
+def _completion_input(tibia, mask, ct, neighbours):
     def read_ct(lower, upper):
         return crop(Volume(ct(), tibia.ijk_to_ras), lower, upper)
 
-    if fracture.array.any():
-        return make_case(tibia, fracture, read_ct)
-    # A whole bone: `make_case` asks for a mask, as a surgeon's case always has one.
+    if mask.array.any():
+        return make_case(tibia, mask, read_ct, neighbours=neighbours)
+    # A whole bone: `make_case` asks for a mask, as a patient's case always has one.
     lower, upper = bounding_box(tibia.array)
     margin = np.ceil(BOX_MARGIN_MM / tibia.spacing[::-1]).astype(int)
     lower, upper = lower - margin, upper + margin
-    tibia, fracture = crop(tibia, lower, upper), crop(fracture, lower, upper)
+    tibia, mask = crop(tibia, lower, upper), crop(mask, lower, upper)
     surface = mask_surface(tibia)
+    count = len(surface.vertices)
     return TibiaCase(
-        tibia, fracture, lambda: read_ct(lower, upper), surface, np.ones(len(surface.vertices), dtype=bool)
+        tibia,
+        mask,
+        lambda: read_ct(lower, upper),
+        surface,
+        trusted=np.ones(count, dtype=bool),
+        piece=np.zeros(count, dtype=int),
+        piece_volumes_ml=(volume_ml(tibia),),
     )
 
 
@@ -250,11 +260,11 @@ def _blocks(leg):
 
 @lru_cache(maxsize=len(FRACTURES))
 def _fracture(folder, subject, side, case):
-    """The virtual fracture of a case: four different kinds for each leg, the same displaced and undisplaced."""
+    """The virtual fracture of a case, of the same kind displaced and undisplaced."""
     leg = _leg(folder, subject, side, None)
     kind, number = case.split("-")
-    names = list(KINDS)
-    chosen = names[(_seed(leg) + 2 * int(number)) % len(names)]
+    kinds = FRACTURE_KINDS[int(number) - 1]
+    chosen = kinds[_seed(leg) % len(kinds)]
     return draw_fracture(leg.tibia, leg.side, chosen, _seed(leg) + int(number), kind == "fracture")
 
 

@@ -37,6 +37,8 @@ COLUMNS = (
     "peak_mb",
 )
 DECIMALS = {"dice": 4, "scale": 3, "psnr_db": 2, "seconds": 2, "peak_mb": 0}
+# Whether the predicted bone's interval of length and torsion holds the truth: in the summary only.
+HELD = ("length_held", "torsion_held")
 WORST = 3
 SUMMARY_FIGURES = {
     "assd_gap_mm": "gap ASSD",
@@ -47,6 +49,8 @@ SUMMARY_FIGURES = {
     "length_error_mm": "length",
     "torsion_error_deg": "torsion",
     "angulation_error_deg": "angul.",
+    "length_held": "length in",
+    "torsion_held": "tors. in",
     "seconds": "s",
 }
 # One thread of numerical libraries for each process: two that share two cores would only wait for each other.
@@ -129,13 +133,13 @@ def summary(rows):
         groups.setdefault((kind, row["renderer"], size, given.replace("_", " "), row["method"]), []).append(row)
     lines = [
         f"{'case':<12}{'renderer':<9}{'size':<9}{'given':<11}{'method':<15}{'n':>3}"
-        + "".join(f"{title:>9}" for title in SUMMARY_FIGURES.values())
+        + "".join(f"{title:>10}" for title in SUMMARY_FIGURES.values())
     ]
     for (kind, renderer, size, given, method), members in groups.items():
         values = []
         for name in SUMMARY_FIGURES:
             known = [row[name] for row in members if np.isfinite(row[name])]
-            values.append(f"{np.mean(known):>9.3f}" if known else f"{'':>9}")
+            values.append(f"{np.mean(known):>10.3f}" if known else f"{'':>10}")
         failed = sum(bool(np.isnan(row["seconds"])) for row in members)
         lines.append(
             f"{kind:<12}{renderer:<9}{size:<9}{given:<11}{method:<15}{len(members) - failed:>3}{''.join(values)}"
@@ -231,24 +235,33 @@ def _run_method(case, truth, method):
     try:
         reset_peak_memory()
         began = time.perf_counter()
-        predicted = _complete(case, method)
+        predicted, measured = _complete(case, method)
         seconds, peak = time.perf_counter() - began, peak_memory_mb()
-        row |= figures(predicted, truth, case.masked, case.scanned) | {"seconds": seconds, "peak_mb": peak}
+        row |= figures(predicted, truth, case.masked, case.scanned) | _held(measured, truth)
+        row |= {"seconds": seconds, "peak_mb": peak}
     except Exception as error:
         return row, _reason(error), None
     return row, None, predicted if method == DEFAULT else None
 
 
 def _complete(case, method):
+    """(predicted surface, RAS mm, {name: (value, half width of its interval)}), see `Completion.measured`."""
     if method == "interpolation":
-        return interpolate(case)
+        return interpolate(case), {}
     if method == "mirror":
-        return mirror(case)
-    if case.context or case.other_tibia is not None:
-        raise InputError("The completion takes neither neighbouring bones nor the other leg.")
+        return mirror(case), {}
+    if case.other_tibia is not None:
+        raise InputError("The completion does not take the other leg.")
     name = DEFAULT_METHOD if method == DEFAULT else method
     side, completion, _ = predict(case.completion_input, case.key.side, name)
-    return transformed(completion.surface, side_to_right(side))
+    return transformed(completion.surface, side_to_right(side)), completion.measured
+
+
+def _held(measured, truth):
+    """{column of `HELD`: 1.0 where the interval holds the truth, else 0.0}."""
+    return {
+        f"{name}_held": float(abs(value - truth.measurements[name]) <= width) for name, (value, width) in measured.items()
+    }
 
 
 @lru_cache(maxsize=1)
@@ -281,7 +294,7 @@ def peak_memory_mb():
 def _row(key, method, scale):
     values = {"subject": key.subject, "side": key.side, "renderer": key.renderer, "scale": scale, "case": key.case}
     values |= {"context": int(key.context), "other_leg": int(key.other_leg), "method": method}
-    return values | dict.fromkeys((*FIGURES, "seconds", "peak_mb"), float("nan"))
+    return values | dict.fromkeys((*FIGURES, *HELD, "seconds", "peak_mb"), float("nan"))
 
 
 def _all_failed(key, methods, reason):

@@ -8,11 +8,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.distances import SurfaceLocator
-from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.imagemetrics import psnr, windowed
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
-from BoneReconstructionLib.surfaces import vertex_areas
+from BoneReconstructionLib.shapefitting import VisibleSurface, fit, start, with_residual
+from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.surfaces import transformed, vertex_areas
+from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
 from BoneReconstructionLib.volumes import Volume, resample
 from TibiaCompletionLib.evaluation.registration import laid_on
 from TibiaCompletionLib.evaluation.scans import TRAINED_RANGES, bone_hu
@@ -70,6 +73,15 @@ class Truth:
             share = self.areas[index] / self.areas[index].sum()
             points.append(self.leg.tibia.vertices[generator.choice(index, END_POINTS, p=share)])
         return tuple(points)
+
+    @cached_property
+    def measurements(self):
+        """{name of `PUBLISHED`: value} of the true bone, in correspondence with the prior that is fitted to all of it."""
+        prior = load_prior("tibia-prior", "tibia")
+        right = transformed(self.leg.tibia, side_to_right(self.leg.side))
+        visible = VisibleSurface(right, np.ones(len(right.vertices), dtype=bool))
+        fitted = with_residual(prior, fit(prior, visible, start(prior, visible)[0]), visible)
+        return TibiaLandmarks(prior.mean, prior.faces).measure(fitted.surface.vertices)
 
     @cached_property
     def reference(self):
