@@ -93,7 +93,7 @@ def d_ssim(a: np.ndarray, b: np.ndarray, window: int = 11, data_range: float = 1
 
 
 def frequency_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Frequency distance of the edge-aware reconstruction paper (EAR, equations 7 and 8); minus infinity for equal images.
+    """Frequency distance of the edge-aware reconstruction paper (EAR, equations 7 and 8); -inf for equal images.
 
     FD = log10(mean |Re F(a) - Re F(b)| + mean |Im F(a) - Im F(b)|), with the unnormalised discrete Fourier transform F
     and means over all frequencies. The paper rescales the figures of the methods that it compares to [0, 1]

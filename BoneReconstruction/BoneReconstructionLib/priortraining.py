@@ -18,6 +18,7 @@ The folder is laid out as
 """
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -306,6 +307,21 @@ def place_fibulae(tibiae, fibulae, fibula_scales, reference, reference_tibia):
     return np.array(placed)
 
 
+def sharp_files(bones):
+    """The surface files of single people: {bone: paths}.
+
+    Raises:
+        InputError: a name that tells no side, or nobody with both bones, who say how the fibula lies beside the tibia.
+    """
+    files = {bone: sorted((bones / bone).glob("*.ply")) for bone in ("tibia", "fibula")}
+    for path in (path for paths in files.values() for path in paths):
+        if path.stem[-2:] not in ("_L", "_R"):
+            raise InputError(f"{path} tells no side: name it <subject>_L.ply or <subject>_R.ply.")
+    if not {path.name for path in files["tibia"]} & {path.name for path in files["fibula"]}:
+        raise InputError(f"{bones} holds nobody with tibia and fibula: add <subject>_<L|R>.ply to both folders.")
+    return files
+
+
 def smooth_people(file, bone):
     """The 26 people's left bones as right ones in correspondence, RAS mm.
 
@@ -414,6 +430,9 @@ def train(bones, output, seed=0, progress=None):
     archive = bones / SMOOTH_PEOPLE
     if not archive.is_file():
         raise InputError(f"{bones} holds no {SMOOTH_PEOPLE}; give the folder of the training bones.")
+    if not zipfile.is_zipfile(archive):
+        raise InputError(f"{archive} is not an archive of numpy arrays: copy it anew.")
+    files = sharp_files(bones)
 
     def report(stage):
         return lambda fraction: progress.report(stage, fraction) if progress else None
@@ -428,8 +447,9 @@ def train(bones, output, seed=0, progress=None):
             matrix[:3, 3] -= transform_points(matrix, rough.mean).T @ weights / weights.sum()
             upright = People(np.array([transform_points(matrix, shape) for shape in rough.shapes]), rough.scales, faces)
             people[bone] = on_template(upright, TEMPLATE_SPACING_MM[bone])
-            files = sorted((bones / bone).glob("*.ply"))
-            shapes[bone], sharp[bone], shrinkage[bone] = bone_prior(people[bone], files, report(f"fitting {bone}"))
+            shapes[bone], sharp[bone], shrinkage[bone] = bone_prior(
+                people[bone], files[bone], report(f"fitting {bone}")
+            )
 
     legs = joint_legs(people, shapes, sharp)
     mean, modes = principal_modes(legs, MODES)

@@ -135,7 +135,7 @@ def compact_smoothing(points, values, at, radius, noise):
 
     def covariance(left, right):
         matrix = left.sparse_distance_matrix(right, 1.0, output_type="coo_matrix").tocsr()
-        # Coincident points have distance 0, which a sparse matrix does not store: their covariance is 1 - see below.
+# Distances of 0 are stored, too: coincident points have covariance 1.
         matrix.data = (1 - matrix.data) ** 4 * (4 * matrix.data + 1)
         return matrix
 

@@ -67,6 +67,7 @@ DEFAULT_METHOD = "shape-prior"
 STAGES = {"reading": 4, "finding the pose": 2, "completing": 8, "writing": 3}
 DISTANCE_ARRAY = "DistanceToVisibleBone_mm"
 SIGN = "positive: the predicted bone lies outside the visible bone"
+UNCERTAIN = {"length": 5.0, "torsion": 8.0}  # half widths of a 95 % interval, mm and degrees, from which on to warn
 WORKING_BYTES_PER_VOXEL = 10  # masks on the CT's grid, their copies and the labelmap that is written
 FILES = ("tibia.nii.gz", "tibia.ply", "tibia.vtp", "distances.csv", "result.json")
 
@@ -157,6 +158,7 @@ def complete_tibia(request, folder, report):
     hidden = fracture.array
     side, completion, warnings = predict(case, request.side, request.method, report)
 
+    warnings += cautions(case, completion)
     report("writing", 0.0)
     predicted = transformed(completion.surface, side_to_right(side))
     labelmap = voxelize(predicted, shape, ijk_to_ras)
@@ -198,6 +200,21 @@ def complete_tibia(request, folder, report):
     (folder / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     report("writing", 1.0)
     return result
+
+
+def cautions(case, completion):
+    """Sentences about what the visible bone leaves open."""
+    sentences = []
+    if completion.motions is not None:
+        sentences.append(
+            f"The {len(case.piece_volumes_ml)} visible pieces are displaced against each other; the first was taken "
+            "to lie where it belongs and the others were moved to their places."
+        )
+    for name, (_, width) in completion.measured.items():
+        if width > UNCERTAIN[name]:
+            unit = PUBLISHED[name].unit
+            sentences.append(f"The {name} of the bone is not shown by what is visible: +/- {width:.0f} {unit} (95 %).")
+    return sentences
 
 
 def visible_in_place(case, completion, side):

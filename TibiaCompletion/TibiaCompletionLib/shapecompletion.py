@@ -13,7 +13,7 @@ from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
 
 MODEL_ID = "tibia-prior"
 # A bone of the other side fits the prior worse by this factor or more; below it the side is anybody's guess.
-CLEAR_SIDE_RATIO = 1.1
+CLEAR_SIDE_RATIO = 1.25
 # Half the log evidence that a rigid motion costs: it must explain the visible bone better than by chance, six numbers
 # each known a few dozen times better from the data than before.
 COST_OF_A_MOTION = 20.0

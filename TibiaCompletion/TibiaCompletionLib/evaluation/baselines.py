@@ -51,7 +51,7 @@ def interpolate(case):
     heights = np.concatenate([(points - centre) @ axis, places[:, 2]])
     height = np.arange(heights.min(), heights.max() + HEIGHT_STEP_MM, HEIGHT_STEP_MM)
     radius, known = _radii(visible, mask.array, tibia, centre, frame, height)
-    filled = np.stack([_filled(height, r, k) for r, k in zip(radius.T, known.T)], 1)
+    filled = np.stack([_filled(height, r, k) for r, k in zip(radius.T, known.T, strict=True)], 1)
 
     angle = np.arctan2(places[:, 1], places[:, 0]) / (2 * np.pi) * ANGLES
     row = (places[:, 2] - height[0]) / HEIGHT_STEP_MM
@@ -118,7 +118,8 @@ def _radii(visible, mask, volume, centre, frame, height):
         some = (value > 0.5).any(1)
         inner = value[np.arange(len(height)), last]
         outer = value[np.arange(len(height)), np.minimum(last + 1, len(radius) - 1)]
-        found[:, column] = radius[last] + RADIUS_STEP_MM * np.clip((inner - 0.5) / np.maximum(inner - outer, 1e-6), 0, 1)
+        share = np.clip((inner - 0.5) / np.maximum(inner - outer, 1e-6), 0, 1)
+        found[:, column] = radius[last] + RADIUS_STEP_MM * share
         known[:, column] = some & ~hidden.any(1)
     return found, known
 

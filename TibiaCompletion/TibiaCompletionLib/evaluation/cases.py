@@ -185,7 +185,7 @@ def build_case(folder, key):
     lower, upper = np.zeros(3, dtype=int), np.array(whole.shape)
     if key.case in ("proximal", "distal"):
         lower, upper, scanned = _part(leg, key.case, scan.tibia)
-    box = tuple(slice(low, high) for low, high in zip(lower, upper))
+    box = tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))
     matrix = crop(scan.tibia, lower, upper).ijk_to_ras
     ct = cache(lambda: scan.scanned(sharp()[box]))
     segmented = scan.segmented(shown[box], ct)

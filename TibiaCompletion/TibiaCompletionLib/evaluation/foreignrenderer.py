@@ -30,8 +30,8 @@ NOISE_HU = (35.0, 50.0)
 MUSCLE_HU, FAT_HU = 60.0, -90.0
 TEXTURE_MM, TEXTURE_HU = 1.2, 60.0
 SUPERSAMPLES = 2
-# Between muscle and the brightest voxel around: halfway, where a blurred edge lies; one threshold for all would make the
-# bone a millimetre too thick where its cortex is dense.
+# Between muscle and the brightest voxel around: halfway, where a blurred edge lies; one threshold for all would make
+# the bone a millimetre too thick where its cortex is dense.
 THRESHOLD, BRIGHTEST_OF_VOXELS, LOWEST_HU = 0.5, 7, 150.0
 THRESHOLD_SMOOTHING = 0.5
 # Where a smooth random field of unit deviation is beyond this, the mask is a voxel too large or too small.
@@ -115,7 +115,7 @@ def thresholded(mask, ct, spacing, generator):
         (K, J, I) bool.
     """
     lower, upper = bounding_box(mask)
-    box = tuple(slice(max(low - 8, 0), high + 8) for low, high in zip(lower, upper))
+    box = tuple(slice(max(low - 8, 0), high + 8) for low, high in zip(lower, upper, strict=True))
     true = mask[box].view(np.uint8)
     smooth = ndimage.gaussian_filter(ct[box].astype(np.float32), THRESHOLD_SMOOTHING, truncate=3.0)
     brightest = ndimage.maximum_filter(smooth, BRIGHTEST_OF_VOXELS)
@@ -134,7 +134,7 @@ def thresholded(mask, ct, spacing, generator):
     rim = np.argwhere(outer & ~inner)
     k, j, i = (np.arange(size) for size in true.shape)
     for centre in rim[generator.integers(len(rim), size=LEAKS)]:
-        away = [(axis - middle) * step for axis, middle, step in zip((k, j, i), centre, spacing[::-1])]
+        away = [(axis - middle) * step for axis, middle, step in zip((k, j, i), centre, spacing[::-1], strict=True)]
         squared = away[0][:, None, None] ** 2 + away[1][:, None] ** 2 + away[2] ** 2
         found |= squared < generator.uniform(*LEAK_MM) ** 2
     result = np.zeros_like(mask)

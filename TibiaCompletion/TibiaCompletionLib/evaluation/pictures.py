@@ -55,7 +55,7 @@ def compare(path, predicted, leg, title):
         text.SetColor(0, 0, 0)
     renderer.AddViewProp(bar)
     label = vtk.vtkTextActor()
-    label.SetInput(f"{title}. True and predicted bone, from in front and from the side; red: predicted outside the true bone")
+    label.SetInput(f"{title}. True and predicted, from in front and from the side; red: outside the true bone")
     label.SetPosition(20, SIZE[1] - 40)
     label.GetTextProperty().SetColor(0, 0, 0)
     label.GetTextProperty().SetFontSize(16)

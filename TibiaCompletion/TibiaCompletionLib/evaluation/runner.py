@@ -102,7 +102,8 @@ def evaluate(folder, output, methods, quick, jobs):
                 worst = sorted([*worst, (_badness(row), row, tasks[number][0], surface)], key=lambda w: -w[0])[:WORST]
         write_rows(output, [row for index in sorted(rows) for row in rows[index]])
         left = (time.monotonic() - began) / done * (len(tasks) - done)
-        print(f"{done}/{len(tasks)} {_title(rows[number][0])}: {_brief(rows[number])}; {_duration(left)} left", flush=True)
+        told = f"{_title(rows[number][0])}: {_brief(rows[number])}"
+        print(f"{done}/{len(tasks)} {told}; {_duration(left)} left", flush=True)
     print(f"Done in {_duration(time.monotonic() - began)}.")
     _picture(folder, output, worst)
     return [row for index in sorted(rows) for row in rows[index]]
@@ -259,9 +260,8 @@ def _complete(case, method):
 
 def _held(measured, truth):
     """{column of `HELD`: 1.0 where the interval holds the truth, else 0.0}."""
-    return {
-        f"{name}_held": float(abs(value - truth.measurements[name]) <= width) for name, (value, width) in measured.items()
-    }
+    true = truth.measurements if measured else {}
+    return {f"{name}_held": float(abs(value - true[name]) <= width) for name, (value, width) in measured.items()}
 
 
 @lru_cache(maxsize=1)

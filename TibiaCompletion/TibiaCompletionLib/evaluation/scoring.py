@@ -76,7 +76,7 @@ class Truth:
 
     @cached_property
     def measurements(self):
-        """{name of `PUBLISHED`: value} of the true bone, in correspondence with the prior that is fitted to all of it."""
+        """{name of `PUBLISHED`: value} of the true bone, by the prior fitted to all of it."""
         prior = load_prior("tibia-prior", "tibia")
         right = transformed(self.leg.tibia, side_to_right(self.leg.side))
         visible = VisibleSurface(right, np.ones(len(right.vertices), dtype=bool))
@@ -125,7 +125,7 @@ def figures(predicted, truth, masked=None, scanned=None):
     locators = SurfaceLocator(predicted), truth.locator
     areas = vertex_areas(predicted), truth.areas
     gap, whole = [], []
-    for surface, area, locator in zip(surfaces, areas, locators[::-1]):
+    for surface, area, locator in zip(surfaces, areas, locators[::-1], strict=True):
         distance = locator.closest(surface.vertices)[1]
         seen = np.ones(len(distance), dtype=bool) if scanned is None else scanned(surface.vertices)
         inside = np.zeros(len(distance), dtype=bool) if masked is None else seen & masked(surface.vertices)
@@ -151,7 +151,7 @@ def figures(predicted, truth, masked=None, scanned=None):
 
 def _distances(sides):
     """(mean, root mean square, 95th percentile of the worse side) of [(distances, areas), ...]; NaN without any."""
-    distance, area = (np.concatenate(parts) for parts in zip(*sides))
+    distance, area = (np.concatenate(parts) for parts in zip(*sides, strict=True))
     if area.sum() == 0:
         return np.nan, np.nan, np.nan
     mean = np.average(distance, weights=area)
@@ -181,7 +181,7 @@ def _ends(predicted, locator, truth):
     low, high = (points.mean(0) for points in truth.ends)
     length = np.linalg.norm(transform_points(proximal, high[None]) - transform_points(distal, low[None]))
     turn = truth.leg.axes @ (proximal[:3, :3].T @ distal[:3, :3]) @ truth.leg.axes.T
-    x, y, z, w = Rotation.from_matrix(turn).as_quat()
+    *_, z, w = Rotation.from_matrix(turn).as_quat()
     return {
         "length_error_mm": abs(float(length - np.linalg.norm(high - low))),
         "torsion_error_deg": abs(float(np.degrees(2 * np.arctan2(z, w) + np.pi) % 360 - 180)),
