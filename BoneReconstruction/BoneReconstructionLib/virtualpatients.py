@@ -21,16 +21,16 @@ from BoneReconstructionLib.shapeprior import Kernel, load_prior
 from BoneReconstructionLib.surfaces import Surface, vertex_normals
 
 BONES = ("tibia", "fibula")
-FIELD_SPACING_MM = 6.0
+FIELD_SPACING_MM = 5.0
 DISTANCE_SPACING_MM = 1.5
 EXACT_MM = 6.0
 MARGIN_MM = 24.0
-INVERSION_STEPS = 20
+INVERSION_STEPS = 25
 SLABS = 16
 # The empirical modes are known on the bone; this smooth kernel carries them into the space around it.
 # Weaker smoothing follows the modes closer, but overshoots between bone and air until the field folds.
-EXTENSION = Kernel(1.0, (25.0, 25.0, 25.0))
-EXTENSION_RIDGE = 0.03
+EXTENSION = Kernel(1.0, (16.0, 16.0, 16.0))
+EXTENSION_RIDGE = 0.01
 
 
 @dataclass(frozen=True)
