@@ -151,12 +151,13 @@ def main():
     save_and_reload(folder / "scene.mrb")
     application.clear()
 
-    from pictures import random_legs, side_by_side
+    from pictures import nine_fractures, random_legs, side_by_side
 
     shown = ("patient-3d", "completion-3d", "completion-coronal")
     side_by_side([folder / f"{name}.png" for name in shown], folder / "DemoCompletion.png")
     random_legs(folder / "RandomLegs.png")
-    say("random legs pictured")
+    nine_fractures(folder / "Fractures.png")
+    say("random legs and fractures pictured")
     if application.slotErrors:
         raise RuntimeError("\n".join(application.slotErrors))
     print((folder / "comparison.csv").read_text(encoding="utf-8"))
