@@ -40,7 +40,7 @@ LEAKS, LEAK_MM = 3, (3.0, 5.0)
 
 # Radial power spectrum of CT noise relative to its mean, measured in 8^3 blocks of soft tissue, curved background taken
 # out, of the trunk CT in TotalSegmentator's test data (Wasserthal et al., Radiology: AI 5(5), 2023; Apache-2.0) by
-# Testing/benchmarks/noise_spectrum.py. It ends at that CT's 3 mm voxels; from there it falls to nothing at 0.6
+# Testing/noise_spectrum.py. It ends at that CT's 3 mm voxels; from there it falls to nothing at 0.6
 # cycles/mm, as a standard kernel does.
 NOISE_CYCLES_PER_MM = (0.0, 0.053, 0.093, 0.131, 0.167, 0.207, 0.247, 0.289, 0.6)
 NOISE_POWER = (0.94, 0.94, 1.03, 1.02, 1.02, 0.98, 0.95, 0.79, 0.0)

@@ -1,4 +1,4 @@
-"""Radial power spectrum of a real CT's noise: `python Testing/benchmarks/noise_spectrum.py CT.nii.gz`.
+"""Radial power spectrum of a real CT's noise: `python Testing/noise_spectrum.py CT.nii.gz`.
 
 Blocks of 8^3 voxels of soft tissue are freed of a quadratic background; those that then vary least and look Gaussian
 hold hardly more than noise. Their mean spectrum, relative to its own mean, is what the foreign renderer's noise has.
