@@ -26,6 +26,7 @@ MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
 CLEARLY_WORSE = 1.15
 CONTACT_REACH_MM = 3.0
+CONTACT_RANGE_MM = 25.0
 # Neighbouring points share their errors; counted as independent they would overrule the prior where bone is unseen.
 INDEPENDENT_SHARE = 0.05
 # How far clinical fractures displace a piece: standard deviations of each component of its motion.
@@ -326,7 +327,8 @@ def _contact_rows(contact, surface, axis, noise):
     # Along the axis a joint surface that has sunk into its neighbour still knows the way out.
     distance = np.array([height[near].min() if near else np.inf for near in above]) - contact.outward * model @ axis
     closest = np.argsort(distance)[: max(5, len(distance) // 8)]
-    closest = closest[np.isfinite(distance[closest])]
+    # A neighbour further away than that is not at the joint, as when the scan cuts its end off.
+    closest = closest[np.abs(distance[closest] - contact.gap_mm) < CONTACT_RANGE_MM]
     # Together the rows count as one observation; the first steps of a fit leave everything looser.
     sd = np.hypot(contact.gap_sd_mm, noise)
     weight = np.full(len(closest), 1 / (max(len(closest), 1) * INDEPENDENT_SHARE * sd**2))

@@ -79,7 +79,6 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
         raise InputError("The fracture mask is empty: draw it coarsely over the broken bone.")
     if not tibia.array.any():
         raise InputError("The tibia segment is empty: segment the tibia first.")
-    whole_mask = fracture
     lower, upper = _box(tibia)
     at_border = [lower == 0, upper == np.array(tibia.shape)]
     tibia, fracture = crop(tibia, lower, upper), crop(fracture, lower, upper)
@@ -115,7 +114,7 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
         trusted,
         piece,
         tuple(volumes[number - 1] for number in order),
-        {bone: _visible_neighbour(mask, whole_mask) for bone, mask in (neighbours or {}).items() if mask.array.any()},
+        {bone: _visible_neighbour(mask) for bone, mask in (neighbours or {}).items() if mask.array.any()},
     )
 
 
@@ -144,13 +143,13 @@ def _voxels(surface, volume):
     return tuple(np.clip(index, 0, np.array(volume.shape) - 1).T)
 
 
-def _visible_neighbour(mask, fracture):
-    """(surface, trusted) of a neighbouring bone; both volumes on the CT's grid."""
+def _visible_neighbour(mask):
+    """(surface, trusted) of a neighbouring bone; the fracture mask is the tibia's and hides nothing of it."""
     lower, upper = _box(mask)
     at_border = [lower == 0, upper == np.array(mask.shape)]
     bone = crop(mask, lower, upper)
     surface = mask_surface(Volume(_without_specks(bone.array), bone.ijk_to_ras))
-    return surface, ~_hidden(crop(fracture, lower, upper).array, at_border)[_voxels(surface, bone)]
+    return surface, ~_hidden(np.zeros(bone.shape, dtype=bool), at_border)[_voxels(surface, bone)]
 
 
 def visible_length_mm(points, axis):
