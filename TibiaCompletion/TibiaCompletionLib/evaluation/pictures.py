@@ -53,6 +53,8 @@ def compare(path, predicted, leg, title):
     bar.SetHeight(0.6)
     for text in (bar.GetTitleTextProperty(), bar.GetLabelTextProperty()):
         text.SetColor(0, 0, 0)
+        text.SetFontSize(16)
+    bar.UnconstrainedFontSizeOn()
     renderer.AddViewProp(bar)
     label = vtk.vtkTextActor()
     label.SetInput(f"{title}. True and predicted, from in front and from the side; red: outside the true bone")
