@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from host import application, views  # noqa: E402  the host comes before everything of Slicer
+from host import application, views  # the host comes before everything of Slicer
 
 JOB_PATIENCE_S = 300
 BONE_COLOR, MASK_COLOR, TRUTH_COLOR = (0.9, 0.82, 0.6), (0.9, 0.35, 0.2), (0.6, 0.8, 0.5)
@@ -39,6 +39,7 @@ def apply_and_wait(panel):
 def complete(folder, patient):
     """TibiaCompletion's main job, as a user does it; returns the panel."""
     import slicer
+
     from BoneReconstructionLib import scene
     from BoneReconstructionLib.volumes import read_mask, read_volume
 
@@ -95,6 +96,7 @@ def fracture_centre(mask):
 def compare(folder, patient, predicted):
     """The comparison's main job: prediction against truth."""
     import slicer
+
     from BoneReconstructionLib import scene
     from BoneReconstructionLib.surfacefiles import read_surface
 

@@ -31,10 +31,10 @@ from BoneReconstructionLib.distances import closest_points, surface_distances
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import side_to_right, similarity_from_points, transform_points
 from BoneReconstructionLib.jobs import Progress
+from BoneReconstructionLib.meshing import from_polydata, mask_surface, smooth, to_polydata, voxelize
 from BoneReconstructionLib.priorsampling import random_weights, sampling_transform
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit, start, with_residual, without_band
 from BoneReconstructionLib.shapeprior import Kernel, ShapePrior
-from BoneReconstructionLib.meshing import from_polydata, mask_surface, smooth, to_polydata, voxelize
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_areas, vertex_normals
 from BoneReconstructionLib.tibiameasurements import PUBLISHED, TibiaLandmarks

@@ -51,4 +51,7 @@ def intervals(prior, fitted, measure, draws=DRAWS):
         {name: half width}, in the measurements' units.
     """
     measured = [measure(vertices) for vertices in draw_bones(prior, fitted, draws)]
-    return {name: float(OVERCONFIDENCE * NORMAL_95 * np.std([one[name] for one in measured], ddof=1)) for name in measured[0]}
+    return {
+        name: float(OVERCONFIDENCE * NORMAL_95 * np.std([one[name] for one in measured], ddof=1))
+        for name in measured[0]
+    }

@@ -51,7 +51,7 @@ class TibiaLandmarks:
 
     def __init__(self, mean, faces):
         normals = vertex_normals(Surface(mean, faces))
-        x, y, z = mean.T
+        x, _, z = mean.T
         top, bottom = z.max(), z.min()
         self.head = np.flatnonzero(z > top - 17)
         head = mean[self.head]

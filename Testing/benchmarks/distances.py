@@ -15,13 +15,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "BoneReconstruction"))
 
-from vtkmodules.util.numpy_support import vtk_to_numpy  # noqa: E402
-from vtkmodules.vtkFiltersGeneral import vtkDistancePolyDataFilter  # noqa: E402
+from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkFiltersGeneral import vtkDistancePolyDataFilter
 
-from BoneReconstructionLib.distances import signed_distances  # noqa: E402
-from BoneReconstructionLib.meshing import decimate, isosurface, to_polydata  # noqa: E402
-from BoneReconstructionLib.surfaces import Surface, transformed  # noqa: E402
-from BoneReconstructionLib.volumes import Volume  # noqa: E402
+from BoneReconstructionLib.distances import signed_distances
+from BoneReconstructionLib.meshing import decimate, isosurface, to_polydata
+from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.volumes import Volume
 
 RUNS = 5
 AGREED_MM = 0.02

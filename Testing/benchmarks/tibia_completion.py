@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from BoneReconstructionLib.distances import surface_distances
-from BoneReconstructionLib.frames import rotation_about, side_to_right, transform_points
+from BoneReconstructionLib.frames import rotation_about, side_to_right
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit, start, with_residual
 from BoneReconstructionLib.shapeprior import load_prior

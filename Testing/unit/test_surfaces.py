@@ -28,9 +28,25 @@ from vtkmodules.vtkIOXML import vtkXMLPolyDataReader
 
 from BoneReconstructionLib import meshing
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.meshing import decimate, from_polydata, isosurface, mask_surface, smooth, to_polydata, voxelize
+from BoneReconstructionLib.meshing import (
+    decimate,
+    from_polydata,
+    isosurface,
+    mask_surface,
+    smooth,
+    to_polydata,
+    voxelize,
+)
 from BoneReconstructionLib.surfacefiles import read_surface, write_surface
-from BoneReconstructionLib.surfaces import Surface, area_mm2, is_closed, largest_component, transformed, vertex_normals, volume_mm3
+from BoneReconstructionLib.surfaces import (
+    Surface,
+    area_mm2,
+    is_closed,
+    largest_component,
+    transformed,
+    vertex_normals,
+    volume_mm3,
+)
 from BoneReconstructionLib.volumes import Volume
 
 FRAMES = {

@@ -73,7 +73,8 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
         TibiaCase.
 
     Raises:
-        InputError: empty tibia or mask; mask beside the tibia or over all of it; too little visible bone; no such piece.
+        InputError: empty tibia or mask; mask beside the tibia or over all of it; too little visible bone; no such
+            piece.
     """
     if not fracture.array.any():
         raise InputError("The fracture mask is empty: draw it coarsely over the broken bone.")
