@@ -26,6 +26,7 @@ MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
 CLEARLY_WORSE = 1.15
 CONTACT_REACH_MM = 3.0
+ROWS_FOR_A_MOTION = 50
 CONTACT_RANGE_MM = 25.0
 # Neighbouring points share their errors; counted as independent they would overrule the prior where bone is unseen.
 INDEPENDENT_SHARE = 0.05
@@ -288,7 +289,8 @@ def fit(prior, visible, matrix, displaced=False, contacts=(), noise_mm=FIT_NOISE
         axis = current.matrix[:3, 2] / np.linalg.norm(current.matrix[:3, 2])
         rows = rows.extended(_contact_rows(contact, surface, axis, noise) for contact in contacts)
         in_contact = np.zeros(len(rows.vertex) - len(target), dtype=bool)
-        moving = [(piece, np.concatenate([visible.piece[target] == piece, in_contact])) for piece in free]
+        shares = [(piece, np.concatenate([visible.piece[target] == piece, in_contact])) for piece in free]
+        moving = [(piece, own) for piece, own in shares if np.count_nonzero(own) >= ROWS_FOR_A_MOTION]
         current = _gauss_newton_step(prior, current, rows, moving)
         scale = (weight * residual**2).sum() / max(weight.sum(), 1e-9)
         current = replace(current, rms_mm=float(np.sqrt(scale)))
