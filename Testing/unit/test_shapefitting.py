@@ -83,7 +83,7 @@ def test_a_whole_bone_is_found_from_any_direction_and_at_any_size(prior, scale, 
     matrix, distance = start(prior, whole(moved))
     assert turn_between(matrix, truth) < 25  # people of much torsion turn the mean bone about its axis
     assert np.cbrt(np.linalg.det(matrix[:3, :3])) == pytest.approx(scale, rel=0.05)
-    assert np.linalg.norm(transform_points(matrix, prior.mean) - moved.vertices, axis=1).mean() < 10
+    assert np.linalg.norm(transform_points(matrix, prior.mean) - moved.vertices, axis=1).mean() < 12
     assert distance < 4
 
 
