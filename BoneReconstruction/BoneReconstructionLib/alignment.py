@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import similarity_from_points
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.volumes import Volume
 
@@ -51,13 +52,10 @@ def rigid_from_points(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     source, target = np.asarray(source, float), np.asarray(target, float)
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 3:
         raise InputError("A rigid alignment needs equally many points of three coordinates on both sides.")
-    from_centre, to_centre = source - source.mean(axis=0), target - target.mean(axis=0)
-    spreads = [np.linalg.svd(points, compute_uv=False) for points in (from_centre, to_centre)]
+    spreads = [np.linalg.svd(points - points.mean(axis=0), compute_uv=False) for points in (source, target)]
     if len(source) < 3 or any(spread[1] <= 1e-9 * spread[0] for spread in spreads):
         raise InputError("A rigid alignment needs at least three points that are not on one line.")
-    left, _, right = np.linalg.svd(to_centre.T @ from_centre)
-    rotation = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
-    return _matrix(rotation, target.mean(axis=0) - rotation @ source.mean(axis=0))
+    return similarity_from_points(source, target, scaled=False)
 
 
 def align_rigid(moving: Surface, fixed: Surface, region: Region | None = None) -> RigidAlignment:

@@ -385,13 +385,13 @@ def _gauss_newton_step(prior, current, rows, moving):
     normal[np.diag_indices_from(normal)] += precision
     change = np.linalg.solve(normal, right - precision * state)
     matrix = current.matrix.copy()
-    matrix[:3, :3] = np.exp(change[6]) * _turn(change[3:6]) @ linear
+    matrix[:3, :3] = np.exp(change[6]) * Rotation.from_rotvec(change[3:6]).as_matrix() @ linear
     matrix[:3, 3] += change[:3]
     motions = current.motions.copy()
     for number, (piece, _) in enumerate(moving):
         shift, turn = change[shape_end + 6 * number :][:6].reshape(2, 3)
         step = np.eye(4)
-        step[:3, :3] = _turn(turn)
+        step[:3, :3] = Rotation.from_rotvec(turn).as_matrix()
         step[:3, 3] = centres[number] + shift - step[:3, :3] @ centres[number]
         motions[piece] = step @ motions[piece]
     return replace(
@@ -403,12 +403,6 @@ def _gauss_newton_step(prior, current, rows, moving):
         cost=0.5 * float(weight @ rows.residual**2 + precision @ state**2),
         precision=normal,
     )
-
-
-def _turn(vector):
-    """Rotation by a (3,) rotation vector, radians."""
-    angle = np.linalg.norm(vector)
-    return rotation_about(vector / angle, angle) if angle > 1e-12 else np.eye(3)
 
 
 def _turn_of(motion):

@@ -80,8 +80,7 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
         raise InputError("The fracture mask is empty: draw it coarsely over the broken bone.")
     if not tibia.array.any():
         raise InputError("The tibia segment is empty: segment the tibia first.")
-    lower, upper = _box(tibia)
-    at_border = [lower == 0, upper == np.array(tibia.shape)]
+    lower, upper, at_border = _box(tibia)
     tibia, fracture = crop(tibia, lower, upper), crop(fracture, lower, upper)
     tibia = Volume(_without_specks(tibia.array), tibia.ijk_to_ras)
 
@@ -120,10 +119,11 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
 
 
 def _box(mask):
-    """Lower and upper voxel (k j i) of a mask with a margin, inside the volume."""
+    """Lower and upper voxel (k j i) of a mask with a margin, and which of each end at the volume's border."""
     lower, upper = bounding_box(mask.array)
     margin = np.ceil(BOX_MARGIN_MM / mask.spacing[::-1]).astype(int)
-    return np.maximum(lower - margin, 0), np.minimum(upper + margin, mask.shape)
+    lower, upper = np.maximum(lower - margin, 0), np.minimum(upper + margin, mask.shape)
+    return lower, upper, (lower == 0, upper == np.array(mask.shape))
 
 
 def _hidden(fracture, at_border):
@@ -140,14 +140,13 @@ def _hidden(fracture, at_border):
 
 def _voxels(surface, volume):
     """Index (k, j, i arrays) of the voxel that each vertex lies in."""
-    index = np.rint(transform_points(np.linalg.inv(volume.ijk_to_ras), surface.vertices)).astype(int)[:, ::-1]
+    index = np.rint(transform_points(volume.ras_to_ijk, surface.vertices)).astype(int)[:, ::-1]
     return tuple(np.clip(index, 0, np.array(volume.shape) - 1).T)
 
 
 def _visible_neighbour(mask):
     """(surface, trusted) of a neighbouring bone; the fracture mask is the tibia's and hides nothing of it."""
-    lower, upper = _box(mask)
-    at_border = [lower == 0, upper == np.array(mask.shape)]
+    lower, upper, at_border = _box(mask)
     bone = crop(mask, lower, upper)
     surface = mask_surface(Volume(_without_specks(bone.array), bone.ijk_to_ras))
     return surface, ~_hidden(np.zeros(bone.shape, dtype=bool), at_border)[_voxels(surface, bone)]

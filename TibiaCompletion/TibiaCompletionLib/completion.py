@@ -247,7 +247,9 @@ def distance_to_visible(predicted, visible, trusted):
     locator = SurfaceLocator(visible)
     face = locator.closest(predicted.vertices)[2]
     seen = trusted[visible.faces[face]].all(1)
-    return np.where(seen, locator.signed(predicted.vertices), np.nan)
+    distance = np.full(len(seen), np.nan)
+    distance[seen] = locator.signed(predicted.vertices[seen])
+    return distance
 
 
 def measure(predicted, distance):
