@@ -33,7 +33,14 @@ from BoneReconstructionLib.frames import side_to_right, similarity_from_points, 
 from BoneReconstructionLib.jobs import Progress
 from BoneReconstructionLib.meshing import from_polydata, mask_surface, smooth, to_polydata, voxelize
 from BoneReconstructionLib.priorsampling import random_weights, sampling_transform
-from BoneReconstructionLib.shapefitting import VisibleSurface, fit, start, with_residual, without_band
+from BoneReconstructionLib.shapefitting import (
+    RESIDUAL_SUPPORTS_MM,
+    VisibleSurface,
+    fit,
+    start,
+    with_residual,
+    without_band,
+)
 from BoneReconstructionLib.shapeprior import Kernel, ShapePrior
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_areas, vertex_normals
@@ -230,7 +237,8 @@ def fit_sharp_bone(prior, path):
     surface = transformed(read_surface(path), side_to_right({"L": "left", "R": "right"}[side]))
     visible = VisibleSurface(surface, np.ones(len(surface.vertices), dtype=bool))
     fitted = fit(prior, visible, start(prior, visible)[0])
-    refined = with_residual(prior, fitted, visible)
+    # Coarsely: what one scan shows finer than that is its noise.
+    refined = with_residual(prior, fitted, visible, RESIDUAL_SUPPORTS_MM[:1])
     moved = refined.surface.vertices - fitted.surface.vertices
     offset = (moved * vertex_normals(fitted.surface)).sum(1) / np.cbrt(np.linalg.det(fitted.matrix[:3, :3]))
     shape = prior.shape(fitted.mode_weights, fitted.kernel_weights)

@@ -14,7 +14,9 @@ from BoneReconstructionLib.virtualpatients import VirtualPatients
 from BoneReconstructionLib.volumes import Volume, write_volume
 
 SPACING_MM = (0.8, 0.8, 1.0)
-MARGIN_MM = 12.0
+# About tibia and fibula, towards L, P, I and R, A, S: the calf with its skin, the femur's condyles, the talus.
+MARGIN_LOW_MM = (22.0, 55.0, 35.0)
+MARGIN_HIGH_MM = (22.0, 22.0, 35.0)
 GAP_MM = (35.0, 55.0)
 GAP_CENTRE = (0.35, 0.6)  # along the bone, 0 distal to 1 proximal
 TILT_DEGREES = 10.0
@@ -72,8 +74,9 @@ def make_sample(patients, seed, side, report=lambda stage, fraction: None):
     along = seen @ gantry
     ijk_to_ras = np.eye(4)
     ijk_to_ras[:3, :3] = gantry * SPACING_MM
-    ijk_to_ras[:3, 3] = gantry @ (along.min(0) - MARGIN_MM)
-    shape = tuple(int(n) for n in np.ceil((np.ptp(along, axis=0) + 2 * MARGIN_MM) / SPACING_MM)[::-1])
+    ijk_to_ras[:3, 3] = gantry @ (along.min(0) - MARGIN_LOW_MM)
+    extent = np.ptp(along, axis=0) + MARGIN_LOW_MM + MARGIN_HIGH_MM
+    shape = tuple(int(n) for n in np.ceil(extent / SPACING_MM)[::-1])
 
     gap = generator.uniform(*GAP_MM)
     low, high = tibia.vertices[:, 2].min(), tibia.vertices[:, 2].max()

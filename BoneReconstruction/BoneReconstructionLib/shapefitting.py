@@ -20,11 +20,17 @@ from BoneReconstructionLib.surfaces import Surface, vertex_normals
 
 # Standard deviations of the distance between model and data, mm, from the first step of a fit to its last.
 FIT_NOISE_MM = (3.0, 2.0, 1.2, 0.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.3)
-RESIDUAL_SUPPORT_MM = (18.0, 18.0, 45.0)
+# What is left over is carried far along the shaft first, then what still is left, not as far.
+RESIDUAL_SUPPORTS_MM = ((18.0, 18.0, 45.0), (10.0, 10.0, 15.0))
 RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
 CLEARLY_WORSE = 1.15
+# Starting poses that are improved, told apart by this much, and tried with the modes in a short, coarse fit.
+TRIED = 8
+SAME_POSE_MM, SAME_POSE_TURN = 5.0, 0.1
+TRIAL_NOISE_MM = (3.0, 2.0, 1.5, 1.0, 1.0)
+TRIAL_POINTS = 1000
 CONTACT_REACH_MM = 3.0
 ROWS_FOR_A_MOTION = 50
 CONTACT_RANGE_MM = 25.0
@@ -35,9 +41,8 @@ MOTION_SD_MM = 12.0
 MOTION_SD_DEGREES = 10.0
 SCALE_RANGE = (0.75, 1.3)
 PARTIAL_SCALE_RANGE = (0.9, 1.1)
-MODEL_POINTS = 4000
+FIT_POINTS = 4000
 RESIDUAL_POINTS = 5000
-DATA_POINTS = 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,12 +202,13 @@ def starting_poses(prior, points):
 
 
 def start(prior, visible):
-    """Find the pose by trying `starting_poses` with the mean bone, size free.
+    """Find the pose by trying `starting_poses` with the mean bone, size free, and the best of them with the modes.
 
     The data's frame is RAS: where the shape alone does not tell proximal from distal, proximal is towards the head.
 
     Returns:
-        (matrix, distance): the best (4, 4) similarity data_from_standard and its mean distance in mm.
+        (matrix, distance): the best (4, 4) similarity data_from_standard, and the mean distance in mm of the visible
+        bone to the prior's modes fitted there.
     """
     points = visible.surface.vertices[visible.trusted]
     normals = vertex_normals(visible.surface)[visible.trusted]
@@ -225,46 +231,81 @@ def start(prior, visible):
             shrink = wanted / np.cbrt(np.linalg.det(matrix[:3, :3]))
             matrix[:3, 3] = centre + shrink * (matrix[:3, 3] - centre)
             matrix[:3, :3] *= shrink
+        return matrix, mean_distance(scale * distance, agree), limits
+
+    def mean_distance(distance, agree):
         # Disagreeing normals count as far away, or a bone turned by half a turn would pass.
-        return matrix, float(np.mean(np.minimum(scale * distance, 10.0) + 5.0 * (agree < 0.3))), limits
+        return float(np.mean(np.minimum(distance, 10.0) + 5.0 * (agree < 0.3)))
 
     def distance_of(result):
         return result[1]
 
+    def tried_with_modes(matrix):
+        """(matrix, mean distance) once the modes were fitted, too: another pose cannot be made to fit by them."""
+        fitted = fit(flexible, visible, matrix, noise_mm=TRIAL_NOISE_MM, points=TRIAL_POINTS)
+        vertices = fitted.surface.vertices
+        distance, nearest = cKDTree(vertices).query(points)
+        agree = (vertex_normals(fitted.surface)[nearest] * normals).sum(1)
+        return fitted.matrix, mean_distance(distance, agree)
+
+    flexible = replace(prior, kernels=())
     best = []
     for upwards in (True, False):
         poses = [pose for pose in starting_poses(prior, points) if (pose[0][2, 2] > 0) == upwards]
         tried = sorted((improve(matrix, limits, 6) for matrix, limits in poses), key=distance_of)
-        best.append(min((improve(matrix, limits, 15) for matrix, _, limits in tried[:3]), key=distance_of))
+        improved = _distinct([improve(matrix, limits, 15) for matrix, _, limits in tried[:TRIED]])
+        best.append(min((tried_with_modes(matrix) for matrix, _, _ in improved), key=distance_of))
     # A shaft without its ends fits nearly as well upside down: then the patient's head tells.
     upright, headlong = best
-    chosen = upright if upright[1] < CLEARLY_WORSE * headlong[1] else headlong
-    return chosen[0], chosen[1]
+    return upright if upright[1] < CLEARLY_WORSE * headlong[1] else headlong
 
 
-def fit(prior, visible, matrix, displaced=False, contacts=(), noise_mm=FIT_NOISE_MM, report=lambda fraction: None):
+def _distinct(results):
+    """Of (matrix, distance, limits), the nearest first, those that are not nearly the same pose as one before."""
+    kept = []
+    for result in sorted(results, key=lambda one: one[1]):
+        shift = [np.linalg.norm(result[0][:3, 3] - other[0][:3, 3]) for other in kept]
+        turn = [np.abs(result[0][:3, :3] - other[0][:3, :3]).max() for other in kept]
+        if all(s > SAME_POSE_MM or t > SAME_POSE_TURN for s, t in zip(shift, turn, strict=True)):
+            kept.append(result)
+    return kept
+
+
+def fit(
+    prior,
+    visible,
+    begin,
+    displaced=False,
+    contacts=(),
+    noise_mm=FIT_NOISE_MM,
+    points=FIT_POINTS,
+    report=lambda fraction: None,
+):
     """Fit pose, size, modes and kernels to the visible surface, and where pieces are displaced their motions too.
 
     Args:
         prior: the shape prior.
         visible: the visible bone, right side.
-        matrix: (4, 4) starting similarity data_from_standard, from `start`.
+        begin: (4, 4) starting similarity data_from_standard, from `start`, or a `ShapeFit` of the same prior and
+            pieces to go on from.
         displaced: whether each piece beside the first has a rigid motion of its own; otherwise they lie as they should.
         contacts: `JointContact`s with neighbouring bones.
         noise_mm: standard deviation of the data in each Gauss-Newton step; its length is the number of steps.
+        points: how many model points and as many data points are used.
         report: called with the fraction done.
 
     Returns:
         ShapeFit, without the residual (see `with_residual`).
     """
     basis = prior.vertex_basis
-    model_points = spread_over(len(prior.mean), MODEL_POINTS)
+    model_points = spread_over(len(prior.mean), points)
     data_points = np.flatnonzero(visible.trusted)
-    data_points = data_points[spread_over(len(data_points), DATA_POINTS)]
+    data_points = data_points[spread_over(len(data_points), points)]
     free = np.arange(1, visible.pieces) if displaced else np.arange(0)
-    current = ShapeFit(
-        matrix, np.zeros(len(prior.modes)), np.zeros((basis.shape[1], 3)), np.tile(np.eye(4), (visible.pieces, 1, 1))
-    )
+    current = begin
+    if not isinstance(begin, ShapeFit):
+        still = np.tile(np.eye(4), (visible.pieces, 1, 1))
+        current = ShapeFit(begin, np.zeros(len(prior.modes)), np.zeros((basis.shape[1], 3)), still)
     tree = None
     for step, noise in enumerate(noise_mm):
         shape = prior.shape(current.mode_weights, current.kernel_weights)
@@ -415,28 +456,35 @@ def _shift_of(motion, centre):
     return centre - transform_points(np.linalg.inv(motion), centre[None])[0]
 
 
-def with_residual(prior, fitted, visible):
+def with_residual(prior, fitted, visible, supports_mm=RESIDUAL_SUPPORTS_MM):
     """Move the fitted bone onto the visible surface and carry what was left over smoothly into the unseen part.
 
-    Distances from the fitted vertices to the visible surface along the vertex normals are the data of a Gaussian
-    process on the mean bone, elongated along the shaft, whose posterior mean displaces all vertices along their
-    normals.
+    Distances from the fitted vertices to the visible surface along the vertex normals are the data of Gaussian
+    processes on the mean bone, the first elongated along the shaft, whose posterior means displace all vertices along
+    their normals.
+
+    Args:
+        prior: the shape prior.
+        fitted: its `ShapeFit`.
+        visible: the visible bone that it was fitted to.
+        supports_mm: how far along x, y, z each process carries its data, mm.
 
     Returns:
         ShapeFit with another surface.
     """
     surface, data = fitted.surface, visible.reduced(fitted.motions).surface
-    normals = vertex_normals(surface)
-    found, distance, face = closest_points(surface.vertices, data)
     data_normals = vertex_normals(data)
-    corners = data.faces[face]
-    agree = (normals * data_normals[corners].mean(1)).sum(1)
-    usable = visible.trusted[corners].all(1) & (agree > MINIMUM_NORMAL_AGREEMENT) & (distance < 4.0)
-    offset = (normals * (found - surface.vertices)).sum(1)
-    usable = np.flatnonzero(usable)
-    usable = usable[spread_over(len(usable), RESIDUAL_POINTS)]
-    carried = compact_smoothing(
-        prior.mean[usable], offset[usable], prior.mean, np.asarray(RESIDUAL_SUPPORT_MM), RESIDUAL_NOISE
-    )
-    moved = Surface(surface.vertices + carried[:, None] * normals, surface.faces)
-    return replace(fitted, surface=moved)
+    for support in supports_mm:
+        normals = vertex_normals(surface)
+        found, distance, face = closest_points(surface.vertices, data)
+        corners = data.faces[face]
+        agree = (normals * data_normals[corners].mean(1)).sum(1)
+        usable = visible.trusted[corners].all(1) & (agree > MINIMUM_NORMAL_AGREEMENT) & (distance < 4.0)
+        offset = (normals * (found - surface.vertices)).sum(1)
+        usable = np.flatnonzero(usable)
+        usable = usable[spread_over(len(usable), RESIDUAL_POINTS)]
+        carried = compact_smoothing(
+            prior.mean[usable], offset[usable], prior.mean, np.asarray(support), RESIDUAL_NOISE
+        )
+        surface = Surface(surface.vertices + carried[:, None] * normals, surface.faces)
+    return replace(fitted, surface=surface)

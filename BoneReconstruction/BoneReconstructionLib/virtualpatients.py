@@ -1,9 +1,10 @@
-"""Virtual people and plain CTs of their lower legs, made in torch from the learned prior, without meshes or vtk.
+"""Virtual people and CTs of their lower legs, made in torch from the learned prior, without meshes or vtk.
 
 A bone is the signed distance field of the mean bone, warped: a smooth displacement field on a coarse grid, linear in
 the prior's weights, says where each point of the mean bone lies in the person. To render, the field is inverted by
 fixed-point iteration and the mean distance is looked up; the person's own surface points come from the same field, so
-that picture and truth agree. Everything random comes from one seed.
+that picture and truth agree. Everything random comes from one seed. Soft tissue and the bones beyond the joints are
+given in the mean bone's space and warped by the same field.
 """
 
 from dataclasses import dataclass
@@ -11,22 +12,34 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch.nn import functional
 
 from BoneReconstructionLib.distances import SurfaceLocator
+from BoneReconstructionLib.jointphantoms import JointPhantoms
 from BoneReconstructionLib.modelzoo import find_model
 from BoneReconstructionLib.priorsampling import random_weights
+from BoneReconstructionLib.randomfields import PeriodicField, scanned
 from BoneReconstructionLib.shapeprior import Kernel, load_prior
-from BoneReconstructionLib.surfaces import Surface, vertex_normals
+from BoneReconstructionLib.softtissue import OUTLINE_CORRELATION_MM, SEPTUM_CORRELATION_MM, soft_tissue, soft_tissue_hu
+from BoneReconstructionLib.surfaces import Surface
 
 BONES = ("tibia", "fibula")
+# Bones that stand beyond the joints, without a prior.
+NEIGHBOURS = ("femur", "talus")
 FIELD_SPACING_MM = 5.0
 DISTANCE_SPACING_MM = 1.5
+COARSE = 3
 EXACT_MM = 6.0
 MARGIN_MM = 24.0
-INVERSION_STEPS = 25
-SLABS = 16
+INVERSION_STEPS = 12
+# Soft tissue is smooth and told at the middles of blocks of voxels of about this size; they also say where bone can be.
+BLOCK_MM = 4.0
+# How much faster than 1 mm per mm the distance may change, because the warp squeezes the mean bone's space.
+STEEPEST = 1.3
+SUBSLICE_MM = 1.25
+# Thickness of the cortex varies around the bone over this many mm, texture is longer along the bone than across.
+CORTEX_CORRELATION_MM = (9.0, 9.0, 25.0)
+TEXTURE_STRETCH = 1.6
 # The empirical modes are known on the bone; this smooth kernel carries them into the space around it.
 # Weaker smoothing follows the modes closer, but overshoots between bone and air until the field folds.
 EXTENSION = Kernel(1.0, (16.0, 16.0, 16.0))
@@ -37,9 +50,33 @@ EXTENSION_RIDGE = 0.01
 class PatientRanges:
     """What varies between virtual patients and their scans beside shape: (lowest, highest), drawn uniformly.
 
-    Cortical thickness of the shaft and at the joint ends in mm (tibial mid-shaft 4-6 mm anteriorly, under 1.5 mm at
-    the metaphyses), HU of cortex, cancellous bone, marrow and soft tissue, standard deviation of the scanner's blur in
-    mm and of its noise in HU.
+    HU are those at 120 kV. Zero switches off what is said so below.
+
+    Attributes:
+        shaft_cortex_mm, end_cortex_mm: cortical thickness of the shaft and at the joint ends (tibial mid-shaft 4-6 mm
+            anteriorly, under 1.5 mm at the metaphyses).
+        cortical_hu, cancellous_hu, marrow_hu: of the shaft's cortex, of the ends' inside and of the shaft's inside.
+        soft_tissue_hu: of muscle (mid-calf and mid-thigh 49 +/- 3 HU in lean people, less in others: Goodpaster et al.,
+            J Appl Physiol 89:104-110, 2000).
+        blur_mm: standard deviation of the scanner's blur.
+        noise_hu: standard deviation of its noise; 0: none.
+        cortex_variation: by which share the cortex is thicker or thinner around the bone at most; 0: even.
+        texture_hu, texture_mm: standard deviation of the cancellous bone's density, full at the ends, and its
+            correlation length across the bone; 0 HU: even.
+        fat_hu: within -190 to -30 HU, as adipose tissue is defined in CT.
+        fat_mm: under the skin of the calf, less in front (means over a lean body 3-10 mm: Stoerchle et al., Sci Rep
+            8:16268, 2018).
+        septum_mm: thickness of the fat between muscles; 0: none.
+        skin_hu, skin_mm: skin (1.5 mm at the thigh: Laurent et al., Vaccine 25:6423-6430, 2007).
+        calf_size: width of the muscles relative to the usual; 0: muscle everywhere, neither fat, skin nor air.
+        outline_mm: standard deviation of the muscles' outline.
+        knee_gap_mm, ankle_gap_mm: about the gap between the bones of a joint (medial knee 4.8 +/- 0.7 mm in women,
+            5.7 +/- 0.8 mm in men: Beattie et al., BMC Musculoskelet Disord 9:119, 2008; ankle 2.5 +/- 0.5 mm: Goker et
+            al., Clin Orthop 467:2083-2089, 2009), down to bones that touch, as in worn joints.
+        knee_flexion_degrees: in the scanner.
+        femur_size, talus_size: relative to the tibia; 0: the bone is not there.
+        slice_mm: thickness of the slices that the scan was reconstructed with; thinner than the grid's: as thick.
+        noise_peak_per_mm: cycles per mm at which the noise has most power.
     """
 
     shaft_cortex_mm: tuple[float, float] = (3.5, 5.5)
@@ -50,6 +87,23 @@ class PatientRanges:
     soft_tissue_hu: tuple[float, float] = (30.0, 70.0)
     blur_mm: tuple[float, float] = (0.4, 0.7)
     noise_hu: tuple[float, float] = (10.0, 30.0)
+    cortex_variation: tuple[float, float] = (0.0, 0.25)
+    texture_hu: tuple[float, float] = (20.0, 80.0)
+    texture_mm: tuple[float, float] = (0.8, 1.6)
+    fat_hu: tuple[float, float] = (-120.0, -80.0)
+    fat_mm: tuple[float, float] = (2.0, 14.0)
+    septum_mm: tuple[float, float] = (0.5, 2.0)
+    skin_hu: tuple[float, float] = (20.0, 80.0)
+    skin_mm: tuple[float, float] = (1.0, 2.0)
+    calf_size: tuple[float, float] = (0.88, 1.12)
+    outline_mm: tuple[float, float] = (0.0, 2.0)
+    knee_gap_mm: tuple[float, float] = (0.0, 5.0)
+    ankle_gap_mm: tuple[float, float] = (0.0, 5.0)
+    knee_flexion_degrees: tuple[float, float] = (0.0, 15.0)
+    femur_size: tuple[float, float] = (0.94, 1.06)
+    talus_size: tuple[float, float] = (0.92, 1.08)
+    slice_mm: tuple[float, float] = (0.6, 3.0)
+    noise_peak_per_mm: tuple[float, float] = (0.15, 0.4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +146,15 @@ class _BoneField:
     @cached_property
     def distance(self):
         """((1, 1, K, J, I) mean signed distance in mm, upper corner)."""
-        points, upper = self._grid(DISTANCE_SPACING_MM)
-        surface = Surface(self.prior.mean, self.prior.faces)
-        flat = points.reshape(-1, 3)
-        values, nearest = cKDTree(surface.vertices).query(flat, workers=-1)
-        # Exact only where voxels can be partly bone; beyond, the side of the nearest vertex tells in from out.
-        outward = ((flat - surface.vertices[nearest]) * vertex_normals(surface)[nearest]).sum(1)
-        values = np.copysign(values, outward)
-        near = np.abs(values) < EXACT_MM
-        values[near] = SurfaceLocator(surface).signed(flat[near])
-        return self._tensor(values.reshape(points.shape[:3]))[None, None], upper
+        locator = SurfaceLocator(Surface(self.prior.mean, self.prior.faces))
+        points, upper = self._grid(COARSE * DISTANCE_SPACING_MM)
+        coarse = self._tensor(locator.signed(points.reshape(-1, 3)).reshape(points.shape[:3]))
+        shape = [COARSE * (size - 1) + 1 for size in coarse.shape]
+        distance = functional.interpolate(coarse[None, None], shape, mode="trilinear", align_corners=True)
+        near = (distance[0, 0].abs() < EXACT_MM).nonzero()  # where voxels can be partly bone or cortex
+        exact = locator.signed(self.low + DISTANCE_SPACING_MM * near.flip(1).cpu().numpy())
+        distance[0, 0, near[:, 0], near[:, 1], near[:, 2]] = self._tensor(exact)
+        return distance, upper
 
     @cached_property
     def bases(self):
@@ -114,7 +167,9 @@ class _BoneField:
         ridge = EXTENSION_RIDGE * np.eye(len(nodes))
         weights = np.linalg.solve(EXTENSION(nodes, nodes) + ridge, known)
         modes = (EXTENSION(flat, nodes) @ weights).reshape(len(flat), -1, 3).transpose(1, 2, 0)
-        return self._tensor(modes), self._tensor(self.prior.kernel_basis(flat)), points.shape[:3], upper
+        # In blocks that stay in the processor's cache.
+        kernels = np.concatenate([self.prior.kernel_basis(block) for block in np.array_split(flat, 64)])
+        return self._tensor(modes), self._tensor(kernels), points.shape[:3], upper
 
     def displacement(self, mode_weights, kernel_weights):
         """(1, 3, K, J, I) displacement of each point of the mean bone's space, mm."""
@@ -124,8 +179,9 @@ class _BoneField:
 
     def look_up(self, field, upper, points):
         """Trilinear values (c, n) of a (1, c, K, J, I) field at (n, 3) standard points; the border outside."""
-        low, upper = self._tensor(self.low), self._tensor(upper)
-        place = (2 * (points - low) / (upper - low) - 1)[None, None, None]
+        slope = 2 / (upper - self.low)
+        place = torch.addcmul(self._tensor(-1 - slope * self.low), points, self._tensor(slope))
+        place = place[None, None, None]
         return functional.grid_sample(field, place, align_corners=True, padding_mode="border")[0, :, 0, 0]
 
     def inverse(self, displacement):
@@ -156,6 +212,7 @@ class VirtualPatients:
         self.priors = {bone: load_prior(model_id, bone) for bone in BONES}
         self._sampling = find_model(model_id).tensors()["sampling"].astype(float)
         self._fields = {bone: _BoneField(prior, self.device) for bone, prior in self.priors.items()}
+        self._phantoms = JointPhantoms(self.priors["tibia"].mean, self.priors["tibia"].faces)
 
     def person(self, seed):
         """Draw the person of a seed."""
@@ -193,86 +250,159 @@ class VirtualPatients:
         Returns:
             (distances (n,), height (n,)): mm, and the place along the mean bone from 0 (distal) to 1 (proximal).
         """
-        return self._sampled(person, bone, self._inverse(person, bone), points)
+        return self._sampled(person, bone, self._inverse(person, bone), points)[:2]
 
     def _inverse(self, person, bone):
         field = self._fields[bone]
         return field.inverse(field.displacement(person.mode_weights, person.kernel_weights[bone]))
 
     def _sampled(self, person, bone, inverse, points):
+        """Distance and height as `signed_distances` has them, and the points (n, 3) in the mean bone's space."""
         field = self._fields[bone]
         local = points / person.scale
         source = local + field.look_up(inverse, field.bases[3], local).T
         distance, upper = field.distance
         low, high = self.priors[bone].mean[:, 2].min(), self.priors[bone].mean[:, 2].max()
         height = (source[:, 2] - low) / (high - low)
-        return person.scale * field.look_up(distance, upper, source)[0], height
+        return person.scale * field.look_up(distance, upper, source)[0], height, source
 
     def ct(self, person, shape_kji, ijk_to_standard, missing=None):
-        """Render the person's CT: cortical shell, inside, outside, blur, noise.
+        """Render the person's CT: bones with cortex and texture, muscle, fat, skin and air, blur, noise.
 
         Args:
             person: whose leg.
-            shape_kji: (K, J, I) of the volume.
+            shape_kji: (K, J, I) of the volume; k counts the slices along the scanner's table.
             ijk_to_standard: (4, 4) from voxel indices (i, j, k, 1) to the standard frame, mm; it may mirror.
             missing: optional (K, J, I) bool array; bone there gives way to soft tissue before the scanner's blur.
 
         Returns:
-            (hu, labels): (K, J, I) float32 tensor, and {bone: (K, J, I) bool tensor} of the healthy bones.
+            (hu, labels): (K, J, I) float32 tensor, and {bone: (K, J, I) bool tensor} of the healthy bones: of `BONES`,
+            and of `NEIGHBOURS` what the volume shows.
         """
-        matrix = torch.as_tensor(np.asarray(ijk_to_standard), dtype=torch.float32, device=self.device)
-        spacing = torch.linalg.norm(matrix[:3, :3], dim=0)  # i, j, k
-        ramp = float(spacing.min())
-        hu = torch.full(shape_kji, person.tissue["soft_tissue_hu"], device=self.device)
-        labels = {bone: torch.zeros(shape_kji, dtype=torch.bool, device=self.device) for bone in BONES}
-        inverses = {bone: self._inverse(person, bone) for bone in BONES}
-        j, i = (torch.arange(count, device=self.device) for count in shape_kji[1:])
-        for first in range(0, shape_kji[0], SLABS):
-            k = torch.arange(first, min(first + SLABS, shape_kji[0]), device=self.device)
-            index = torch.stack(torch.meshgrid(k, j, i, indexing="ij")[::-1], -1).float()
-            points = (index @ matrix[:3, :3].T + matrix[:3, 3]).reshape(-1, 3)
-            slab = hu[first : first + SLABS].view(-1)
-            if missing is not None:
-                gone = torch.as_tensor(missing[first : first + SLABS], device=self.device).reshape(-1)
-            for bone in BONES:
-                field = self._fields[bone]
-                low, high = (person.scale * field._tensor(corner) for corner in (field.low, field.high))
-                inside = ((points > low) & (points < high)).all(1).nonzero()[:, 0]
-                distance, height = self._sampled(person, bone, inverses[bone], points[inside])
-                labels[bone][first : first + SLABS].view(-1)[inside[distance < 0]] = True
-                filled = distance < 0.5 * ramp
-                if missing is not None:
-                    filled &= ~gone[inside]
-                inside, distance, height = inside[filled], distance[filled], height[filled]
-                share = torch.clamp(0.5 - distance / ramp, 0, 1)  # of the voxel that the bone fills
-                slab[inside] += share * (_bone_hu(person.tissue, distance, height) - slab[inside])
-        noise = torch.Generator(device=self.device).manual_seed(person.seed)
-        hu = _blurred(hu, (person.tissue["blur_mm"] / spacing).flip(0).tolist())
-        hu += person.tissue["noise_hu"] * torch.randn(shape_kji, generator=noise, device=self.device)
-        return hu, labels
+        return _Rendering(self, person, shape_kji, ijk_to_standard).ct(missing)
 
 
-def _bone_hu(tissue, distance, height):
-    """HU inside a bone from the depth below its surface (mm) and the height along it (0-1)."""
+class _Rendering:
+    """One person on one grid."""
+
+    def __init__(self, patients, person, shape_kji, ijk_to_standard):
+        self.patients, self.person, self.tissue, self.shape = patients, person, person.tissue, tuple(shape_kji)
+        self.device = patients.device
+        self.matrix = torch.as_tensor(np.asarray(ijk_to_standard), dtype=torch.float32, device=self.device)
+        self.spacing = np.linalg.norm(np.asarray(ijk_to_standard)[:3, :3], axis=0)[::-1]  # k, j, i
+        self.ramp = float(self.spacing.min())
+        self.block = np.maximum(np.rint(BLOCK_MM / self.spacing), 1).astype(int)
+        self.blocks = tuple(int(n) for n in -(-np.array(self.shape) // self.block))
+        self.inverses = {bone: patients._inverse(person, bone) for bone in BONES}
+        generator = torch.Generator().manual_seed(person.seed)
+        texture_mm = self.tissue["texture_mm"]
+        self.texture, self.cortex, self.septa, self.bulges = (
+            PeriodicField(generator, correlation, self.device)
+            for correlation in (
+                (texture_mm, texture_mm, TEXTURE_STRETCH * texture_mm),
+                CORTEX_CORRELATION_MM,
+                SEPTUM_CORRELATION_MM,
+                OUTLINE_CORRELATION_MM,
+            )
+        )
+
+    def ct(self, missing):
+        """(HU, labels) as `VirtualPatients.ct` returns them."""
+        points = self._block_middles()
+        distances = {bone: self._bone(bone, points)[0] for bone in self._bones()}
+        hu = self._soft_tissue(points, torch.stack(list(distances.values())).amin(0))
+        labels = {bone: torch.zeros(self.shape, dtype=torch.bool, device=self.device) for bone in BONES + NEIGHBOURS}
+        reach = STEEPEST * float(np.linalg.norm(self.block * self.spacing)) / 2 + self.spacing[0]
+        for bone, distance in distances.items():
+            self._draw(bone, (distance < reach).nonzero()[:, 0], hu, labels[bone], missing)
+        # Slices have been averaged over the grid's own thickness already.
+        slab = np.sqrt(max(self.tissue["slice_mm"] ** 2 - self.spacing[0] ** 2, 0) / 12)
+        blur = self.tissue["blur_mm"]
+        blurs = (float(np.hypot(blur, slab)), blur, blur)
+        noise, peak = self.tissue["noise_hu"], self.tissue["noise_peak_per_mm"]
+        return scanned(hu, self.spacing.tolist(), blurs, noise, peak, self.person.seed), labels
+
+    def _bones(self):
+        return BONES + tuple(bone for bone in NEIGHBOURS if self.tissue[f"{bone}_size"] > 0)
+
+    def _block_middles(self):
+        """(n, 3) points in the middles of the blocks, mm."""
+        k, j, i = (
+            torch.arange(count, device=self.device) * float(size) + (float(size) - 1) / 2
+            for count, size in zip(self.blocks, self.block)
+        )
+        return self._points(torch.stack(torch.meshgrid(k, j, i, indexing="ij")[::-1], -1).reshape(-1, 3))
+
+    def _points(self, index):
+        """(n, 3) points, mm, of voxel indices (n, 3), i j k."""
+        return index @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
+    def _bone(self, bone, points):
+        """(distance in mm, height) of a bone at (n, 3) points, mm."""
+        if bone in BONES:
+            return self.patients._sampled(self.person, bone, self.inverses[bone], points)[:2]
+        scale, phantoms = self.person.scale, self.patients._phantoms
+        near, _, source = self.patients._sampled(self.person, "tibia", self.inverses["tibia"], points)
+        if bone == "femur":
+            distance, height = phantoms.femur(source, self.tissue["femur_size"], self.tissue["knee_flexion_degrees"])
+            return torch.maximum(scale * distance, self.tissue["knee_gap_mm"] - near), height
+        near = torch.minimum(near, self.patients._sampled(self.person, "fibula", self.inverses["fibula"], points)[0])
+        distance = scale * phantoms.talus(source, self.tissue["talus_size"])
+        return torch.maximum(distance, self.tissue["ankle_gap_mm"] - near), torch.zeros_like(distance)
+
+    def _soft_tissue(self, points, bone_distance):
+        """(K, J, I) HU of everything but bone, from the blocks' middles (n, 3) and their distance to bone (n,)."""
+        if self.tissue["calf_size"] == 0:
+            return torch.full(self.shape, self.tissue["soft_tissue_hu"], device=self.device)
+        source = self.patients._sampled(self.person, "tibia", self.inverses["tibia"], points)[2]
+        fields = soft_tissue(self.tissue, points, source, bone_distance, self.septa, self.bulges)
+        whole = tuple(int(n) for n in self.block * self.blocks)
+        hu = soft_tissue_hu(self.tissue, fields.view(3, *self.blocks), whole, self.ramp)
+        return hu[: self.shape[0], : self.shape[1], : self.shape[2]].contiguous()
+
+    def _voxels(self, blocks):
+        """Flat index (n,) and index (n, 3), i j k, of the volume's voxels in flat blocks."""
+        size = torch.as_tensor(self.block, device=self.device)
+        first = torch.stack(torch.unravel_index(blocks, self.blocks), -1) * size
+        within = torch.cartesian_prod(*(torch.arange(int(n), device=self.device) for n in self.block))
+        index = (first[:, None] + within).reshape(-1, 3)
+        index = index[(index < torch.tensor(self.shape, device=self.device)).all(1)]
+        flat = (index[:, 0] * self.shape[1] + index[:, 1]) * self.shape[2] + index[:, 2]
+        return flat, index.flip(1).float()
+
+    def _draw(self, bone, blocks, hu, label, missing):
+        """Put a bone that lies in the given blocks into HU and its label; slices average over their thickness."""
+        flat, index = self._voxels(blocks)
+        points = self._points(index)
+        distance, height = self._bone(bone, points)
+        label.view(-1)[flat[distance < 0]] = True
+        close = distance < STEEPEST * self.spacing[0] / 2 + self.ramp / 2
+        if missing is not None:
+            close &= ~torch.as_tensor(missing, device=self.device).reshape(-1)[flat]
+        flat, points, distance, height = flat[close], points[close], distance[close], height[close]
+        thicker = 1 + self.tissue["cortex_variation"] * (self.cortex.at(points) / 2).clamp(-1, 1)
+        texture = self.tissue["texture_hu"] * self.texture.at(points)
+        filled, total = torch.zeros_like(distance), torch.zeros_like(distance)
+        count = int(np.ceil(self.spacing[0] / SUBSLICE_MM))
+        for step in range(count):
+            offset = (step + 0.5) / count - 0.5
+            if count > 1:
+                distance, height = self._bone(bone, points + offset * self.matrix[:3, 2])
+            share = torch.clamp(0.5 - distance / self.ramp, 0, 1) / count  # of the voxel that the bone fills
+            filled += share
+            total += share * _bone_hu(self.tissue, distance, height, thicker, texture)
+        hu.view(-1)[flat] += total - filled * hu.view(-1)[flat]
+
+
+def _bone_hu(tissue, distance, height, thicker=1.0, texture=0.0):
+    """HU inside a bone from the depth below its surface (mm) and the height along it (0-1).
+
+    `thicker` is the factor of the cortex's thickness, `texture` (HU) is added to cancellous bone.
+    """
     shaft = torch.clamp((height - 0.06) / 0.2, 0, 1) * torch.clamp((0.93 - height) / 0.22, 0, 1)
     shaft = shaft * shaft * (3 - 2 * shaft)
-    thickness = tissue["end_cortex_mm"] + (tissue["shaft_cortex_mm"] - tissue["end_cortex_mm"]) * shaft
+    thickness = (tissue["end_cortex_mm"] + (tissue["shaft_cortex_mm"] - tissue["end_cortex_mm"]) * shaft) * thicker
     cortex = tissue["cortical_hu"] * (0.7 + 0.3 * shaft)
-    inside = tissue["cancellous_hu"] + (tissue["marrow_hu"] - tissue["cancellous_hu"]) * shaft
+    inside = tissue["cancellous_hu"] + texture * (1 - shaft) + (tissue["marrow_hu"] - tissue["cancellous_hu"]) * shaft
     depth = torch.clamp((-distance - thickness) / 1.0 + 0.5, 0, 1)  # endosteal transition of 1 mm
     return cortex + depth * (inside - cortex)
-
-
-def _blurred(volume, sigmas):
-    """Gaussian blur of a (K, J, I) tensor; sigmas in voxels along K, J, I; the border is repeated."""
-    volume = volume[None, None]
-    for axis, sigma in enumerate(sigmas):
-        radius = max(1, int(np.ceil(3 * sigma)))
-        steps = torch.arange(-radius, radius + 1, device=volume.device, dtype=volume.dtype)
-        kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
-        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]
-        shape[2 + axis] = len(steps)
-        padding[4 - 2 * axis] = padding[5 - 2 * axis] = radius
-        padded = functional.pad(volume, padding, mode="replicate")
-        volume = functional.conv3d(padded, (kernel / kernel.sum()).view(shape))
-    return volume[0, 0]

@@ -5,7 +5,7 @@ import pytest
 from phantoms import sphere_surface
 from tibiae import landmarks, pose, random_tibiae, tibia_prior
 
-from BoneReconstructionLib import cli, modelzoo, priortraining, shapefitting, shapeprior
+from BoneReconstructionLib import cli, modelzoo, priortraining, shapeprior
 from BoneReconstructionLib.distances import closest_points, surface_distances
 from BoneReconstructionLib.frames import MIRROR, transform_points
 from BoneReconstructionLib.meshing import decimate
@@ -186,8 +186,6 @@ def trained(bones, tmp_path_factory):
         patch.setattr(priortraining, "TEMPLATE_SPACING_MM", {"tibia": 5.0, "fibula": 6.0})
         patch.setattr(priortraining, "KERNELS", (Kernel(1.5, (60.0, 60.0, 100.0)),))
         patch.setattr(shapeprior, "KERNEL_NODES", 200)
-        patch.setattr(shapefitting, "MODEL_POINTS", 1000)
-        patch.setattr(shapefitting, "DATA_POINTS", 1000)
 
         class Progress:
             def report(self, stage, fraction):

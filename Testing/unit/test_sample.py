@@ -12,7 +12,7 @@ from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import is_closed, volume_mm3
 from BoneReconstructionLib.volumes import check_geometry, read_mask, read_volume
 from TibiaCompletionLib.case import make_case
-from TibiaCompletionLib.shapecompletion import detect_side
+from TibiaCompletionLib.sidedness import detect_side
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,20 @@ def test_the_ct_is_in_hounsfield_units(legs):
     ct = legs["left"].ct.array
     assert ct.dtype == np.int16 and ct.min() >= -1024
     assert 900 < np.percentile(ct[legs["left"].tibia.array], 98) < 2000
-    assert 0 < np.median(ct) < 100
+    # Air around the leg; most of what is in it is muscle.
+    assert np.percentile(ct, 20) == pytest.approx(-1000, abs=60)
+    assert 20 < np.median(ct[ct > -500]) < 80
+
+
+def test_the_knee_and_the_ankle_are_in_view(legs):
+    """Bone beyond both ends of the tibia, under skin."""
+    for leg in legs.values():
+        ct, whole = leg.ct, voxelize(leg.truth, leg.ct.shape, leg.ct.ijk_to_ras).array
+        slices = np.flatnonzero(whole.any((1, 2)))
+        for beyond in (slice(0, slices[0] - 2), slice(slices[-1] + 3, None)):
+            dense = ct.array[beyond] > 250
+            assert dense.sum() * np.prod(ct.spacing) > 1500
+        assert (ct.array[:, [0, -1]] < -500).mean() > 0.9 and (ct.array[:, :, [0, -1]] < -500).mean() > 0.9
 
 
 def test_the_whole_leg_is_in_the_scan(legs):

@@ -10,7 +10,7 @@ from tibiae import pose, random_tibiae, tibia_prior, unseen_tibia
 from BoneReconstructionLib.distances import surface_distances
 from BoneReconstructionLib.frames import MIRROR, transform_points
 from BoneReconstructionLib.shapefitting import (
-    RESIDUAL_SUPPORT_MM,
+    RESIDUAL_SUPPORTS_MM,
     ShapeFit,
     VisibleSurface,
     fit,
@@ -81,23 +81,24 @@ def test_a_whole_bone_is_found_from_any_direction_and_at_any_size(prior, scale, 
     surface = of_length(Surface(random_tibiae(seed, 1)[0], prior.faces), scale * np.ptp(prior.mean[:, 2]))
     moved = transformed(surface, truth)
     matrix, distance = start(prior, whole(moved))
-    assert turn_between(matrix, truth) < 25  # people of much torsion turn the mean bone about its axis
+    assert turn_between(matrix, truth) < 10
     assert np.cbrt(np.linalg.det(matrix[:3, :3])) == pytest.approx(scale, rel=0.05)
-    assert np.linalg.norm(transform_points(matrix, prior.mean) - moved.vertices, axis=1).mean() < 12
-    assert distance < 4
+    assert np.linalg.norm(transform_points(matrix, prior.mean) - moved.vertices, axis=1).mean() < 10
+    assert distance < 1.5
 
 
 @pytest.mark.parametrize("seed", [4, 5, 6, 7])
+@pytest.mark.parametrize("length", [303, 443])
 @pytest.mark.parametrize("end", ["proximal", "distal"])
-def test_150_mm_of_either_end_are_found_from_any_direction(prior, end, seed):
+def test_150_mm_of_either_end_are_found_from_any_direction(prior, end, length, seed):
     truth = random_pose(seed)
-    surface = Surface(random_tibiae(seed, 1)[0], prior.faces)
+    surface = of_length(Surface(random_tibiae(seed, 1)[0], prior.faces), length)
     height = surface.vertices[:, 2]
     shown = height > height.max() - 150 if end == "proximal" else height < height.min() + 150
     band = (-np.inf, height.max() - 150) if end == "proximal" else (height.min() + 150, np.inf)
     moved = transformed(surface, truth)
     matrix, _ = start(prior, without_band(moved, height, *band))
-    assert turn_between(matrix, truth) < 20
+    assert turn_between(matrix, truth) < 12
     assert np.linalg.norm(transform_points(matrix, prior.mean) - moved.vertices, axis=1)[shown].mean() < 20
 
 
@@ -106,7 +107,7 @@ def test_a_mirrored_bone_is_found_less_well_and_never_by_mirroring(prior):
     matrix, distance = start(prior, whole(surface))
     wrong, wrong_distance = start(prior, whole(transformed(surface, MIRROR)))
     assert np.linalg.det(matrix[:3, :3]) > 0 and np.linalg.det(wrong[:3, :3]) > 0
-    assert wrong_distance > 1.1 * distance
+    assert wrong_distance > 1.5 * distance
 
 
 def test_poses_to_try_are_similarities_that_put_the_bone_where_it_is_seen(prior):
@@ -208,7 +209,7 @@ def test_nothing_is_carried_further_than_the_support(prior):
     none = ShapeFit(np.eye(4), np.zeros(len(prior.modes)), np.zeros((prior.vertex_basis.shape[1], 3)), np.eye(4)[None], mean)
     moved = np.linalg.norm(with_residual(prior, none, visible).surface.vertices - prior.mean, axis=1)
     assert np.median(moved[prior.mean[:, 2] < -155]) == pytest.approx(1.0, abs=0.15)
-    assert moved[prior.mean[:, 2] > -150 + RESIDUAL_SUPPORT_MM[2] + 3].max() < 1e-9
+    assert moved[prior.mean[:, 2] > -150 + RESIDUAL_SUPPORTS_MM[0][2] + RESIDUAL_SUPPORTS_MM[1][2] + 3].max() < 1e-9
 
 
 def test_untrusted_bone_does_not_pull(prior):
