@@ -271,6 +271,12 @@ def _distinct(results):
     return kept
 
 
+def unfitted(prior, matrix, motions):
+    """The mean bone at a pose, (4, 4) data_from_standard, with (p, 4, 4) motions of the visible pieces: a `ShapeFit`."""
+    kernels = np.zeros((prior.vertex_basis.shape[1], 3))
+    return ShapeFit(matrix, np.zeros(len(prior.modes)), kernels, motions)
+
+
 def fit(
     prior,
     visible,
@@ -304,8 +310,7 @@ def fit(
     free = np.arange(1, visible.pieces) if displaced else np.arange(0)
     current = begin
     if not isinstance(begin, ShapeFit):
-        still = np.tile(np.eye(4), (visible.pieces, 1, 1))
-        current = ShapeFit(begin, np.zeros(len(prior.modes)), np.zeros((basis.shape[1], 3)), still)
+        current = unfitted(prior, begin, np.tile(np.eye(4), (visible.pieces, 1, 1)))
     tree = None
     for step, noise in enumerate(noise_mm):
         shape = prior.shape(current.mode_weights, current.kernel_weights)

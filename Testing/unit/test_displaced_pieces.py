@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from tibiae import COARSE, heights, landmarks, leg, pose, tibia_prior
+from tibiae import COARSE, ct_of, heights, landmarks, leg, pose, tibia_prior
 
 from BoneReconstructionLib.distances import surface_distances
 from BoneReconstructionLib.errors import InputError
@@ -17,10 +17,6 @@ from TibiaCompletionLib.case import make_case
 from TibiaCompletionLib.completion import cautions, piece_records, predict
 
 TURN_DEGREES = 9.0
-
-
-def no_ct(lower, upper):
-    raise AssertionError("the shape prior looks at no intensities")
 
 
 @cache
@@ -43,7 +39,7 @@ def broken(side="left"):
 @cache
 def completed(fixed_piece=1, side="left"):
     whole, bone, _ = broken(side)
-    case = make_case(bone, whole.gap, no_ct, fixed_piece)
+    case = make_case(bone, whole.gap, ct_of(bone), fixed_piece)
     _, completion, _ = predict(case, side)
     return case, completion, transformed(completion.surface, side_to_right(side))
 
@@ -88,7 +84,7 @@ def test_the_chosen_piece_stays_where_it_lies():
 
 def test_pieces_that_lie_as_they_should_are_one_bone():
     whole = leg("left")
-    case = make_case(whole.tibia, whole.gap, no_ct)
+    case = make_case(whole.tibia, whole.gap, ct_of(whole.tibia))
     _, completion, _ = predict(case, "left")
     assert len(case.piece_volumes_ml) == 2 and completion.motions is None
 
@@ -96,7 +92,7 @@ def test_pieces_that_lie_as_they_should_are_one_bone():
 def test_a_piece_that_is_not_there_is_refused():
     whole, bone, _ = broken()
     with pytest.raises(InputError, match="no visible piece 3: the mask leaves 2"):
-        make_case(bone, whole.gap, no_ct, 3)
+        make_case(bone, whole.gap, None, 3)
 
 
 def test_the_interval_of_the_length_is_wide_where_an_end_is_masked():
@@ -105,7 +101,7 @@ def test_the_interval_of_the_length_is_wide_where_an_end_is_masked():
     widths = {}
     for name, gap in (("shaft", (-30.0, 30.0)), ("pilon", (-np.inf, height.min() + 40))):
         one = leg("right", gap_mm=gap)
-        widths[name] = predict(make_case(one.tibia, one.gap, no_ct), "right")[1].measured["length"][1]
+        widths[name] = predict(make_case(one.tibia, one.gap, ct_of(one.tibia)), "right")[1].measured["length"][1]
     assert widths["shaft"] < 1.5
     assert widths["pilon"] > 3.0
 
@@ -150,7 +146,7 @@ def test_neighbours_tell_where_a_masked_plateau_is():
     }
     errors = {}
     for name, given in (("alone", {}), ("with neighbours", neighbours)):
-        case = make_case(one.tibia, one.gap, no_ct, neighbours=given)
+        case = make_case(one.tibia, one.gap, ct_of(one.tibia), neighbours=given)
         predicted = transformed(predict(case, "left")[1].surface, side_to_right("left"))
         distances = surface_distances(predicted, one.truth)
         hidden = one.heights(one.truth.vertices) > top - 40

@@ -14,7 +14,7 @@ from BoneReconstructionLib.priorsampling import random_weights
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_normals
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
-from BoneReconstructionLib.volumes import Volume
+from BoneReconstructionLib.volumes import Volume, crop
 
 COARSE = frame((1.6, 1.8, 2.5), (12, -9, 28), "j")
 
@@ -54,6 +54,15 @@ def pose(rotation_degrees=(0, 0, 0), translation=(0.0, 0.0, 0.0), scale=1.0):
     matrix[:3, :3] = scale * Rotation.from_euler("xyz", rotation_degrees, degrees=True).as_matrix()
     matrix[:3, 3] = translation
     return matrix
+
+
+def ct_of(bone):
+    """Reader of the CT that a bool volume would make, 1200 HU in the bone and 40 HU elsewhere, as `make_case` takes."""
+
+    def read_ct(lower, upper):
+        return crop(Volume(np.where(bone.array, 1200, 40).astype(np.int16), bone.ijk_to_ras), lower, upper)
+
+    return read_ct
 
 
 def heights(shape_kji, matrix):

@@ -4,19 +4,22 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.shapefitting import JointContact, both, fit, start, with_residual
+from BoneReconstructionLib.shapefitting import FIT_NOISE_MM, JointContact, both, fit, unfitted, with_residual
 from BoneReconstructionLib.shapeposterior import intervals
-from BoneReconstructionLib.shapeprior import ShapePrior, load_leg_prior, load_prior
+from BoneReconstructionLib.shapeprior import ShapePrior, load_leg_prior, load_prior, with_torsion
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
+from TibiaCompletionLib.otherleg import expecting, fit_other_leg
+from TibiaCompletionLib.visiblebone import measured_in_ct
 
 MODEL_ID = "tibia-prior"
-# A bone of the other side fits the prior worse by this factor or more; below it the side is anybody's guess.
-CLEAR_SIDE_RATIO = 1.25
 # Half the log evidence that a rigid motion costs: it must explain the visible bone better than by chance, six numbers
 # each known a few dozen times better from the data than before.
 COST_OF_A_MOTION = 20.0
+# Standard deviations of the distance to the bone measured in the CT, mm, in each step of the second fit.
+REFINING_NOISE_MM = (0.8, 0.5, 0.4, 0.3, 0.3, 0.3)
+# Share of the segmented surface that the CT must show as an edge of bone for the CT to be followed.
+LEAST_KNOWN = 0.5
 KNEE_GAP_MM = (3.5, 1.5)  # mean, standard deviation
 ANKLE_GAP_MM = (2.3, 1.0)
 REPORTED = ("length", "torsion")
@@ -35,6 +38,7 @@ class Completion:
             where they lie as they should.
         measured: {name: (value, half width of its 95 % interval)} of what one leg may not show, see
             `tibiameasurements`.
+        warnings: sentences about what the method met.
     """
 
     surface: Surface
@@ -43,68 +47,72 @@ class Completion:
     rms_mm: float
     motions: np.ndarray | None = None
     measured: dict = field(default_factory=dict)
-
-
-def detect_side(case, side):
-    """Find the side of the tibia by its shape.
-
-    Args:
-        case: a `TibiaCase`.
-        side: "left", "right" or "auto".
-
-    Returns:
-        (side, start matrix data_from_standard, warnings): a given side is kept, with a warning when the other one
-        would fit clearly better.
-
-    Raises:
-        InputError: side "auto", and the visible bone fits both sides alike.
-    """
-    prior = load_prior(MODEL_ID, "tibia")
-    tried = {name: start(prior, case.visible(name)) for name in ("left", "right")}
-    better, worse = sorted(tried, key=lambda name: tried[name][1])
-    clear = tried[worse][1] > CLEAR_SIDE_RATIO * tried[better][1]
-    if side == "auto":
-        if not clear:
-            raise InputError("The side cannot be told from the visible bone: choose left or right.")
-        side = better
-    warnings = []
-    if clear and side != better:
-        warnings.append(f"The visible bone looks like a {better} tibia although {side} was given: check the side.")
-    return side, tried[side][0], warnings
+    warnings: tuple[str, ...] = ()
 
 
 def complete_by_prior(case, side, matrix, report):
     """Fit the prior to the visible bone, then continue the cross-sections across the gap.
 
+    Where the other leg's tibia is known, the prior is centred on it. The first fit follows the segmentation; along the
+    normals of that bone the visible surface is measured in the CT, and the second fit follows this.
+
     Args:
         case: a `TibiaCase`.
         side: "left" or "right".
-        matrix: (4, 4) starting similarity from `detect_side`.
+        matrix: (4, 4) starting similarity, from `plausibility.likeness`.
         report: called with the fraction done.
 
     Returns:
         Completion.
     """
-    tibia = load_prior(MODEL_ID, "tibia")
+    tibia = with_torsion(load_prior(MODEL_ID, "tibia"))
     landmarks = TibiaLandmarks(tibia.mean, tibia.faces)
+    size = np.eye(4)
     shown, fibula = case.visible(side), case.neighbour("fibula", side)
-    prior, visible = (tibia, shown) if fibula is None else (load_leg_prior(MODEL_ID), both(shown, fibula))
+    prior = tibia if fibula is None else with_torsion(load_leg_prior(MODEL_ID))
     contacts = joint_contacts(case, side, landmarks)
+
+    def with_fibula(bone):
+        return bone if fibula is None else both(bone, fibula)
+
+    def of_tibia(fitted):
+        return replace(fitted, surface=Surface(fitted.surface.vertices[: len(tibia.mean)], tibia.faces))
+
     displaced = False
-    share = 0.35 if visible.pieces > 1 else 0.7
+    visible = with_fibula(shown)
+    share = 0.25 if visible.pieces > 1 else 0.5
     fitted = fit(prior, visible, matrix, contacts=contacts, report=lambda fraction: report(share * fraction))
     if visible.pieces > 1:
         apart = fit(prior, visible, matrix, True, contacts, report=lambda fraction: report(share * (1 + fraction)))
         displaced = fitted.cost - apart.cost > COST_OF_A_MOTION * (visible.pieces - 1)
         fitted = apart if displaced else fitted
-    own = Surface(fitted.surface.vertices[: len(tibia.mean)], tibia.faces)
-    completed = with_residual(tibia, replace(fitted, surface=own), shown)
+    measured, known = measured_in_ct(case, side, with_residual(tibia, of_tibia(fitted), shown))
+    report(0.7)
+    warnings = []
+    if known > LEAST_KNOWN:
+        shown = measured
+    else:
+        warnings.append(
+            "Along most of the segmented surface the CT shows no edge of bone, so the segmentation alone was followed: "
+            "check that both are of the same scan."
+        )
+    noise_mm = REFINING_NOISE_MM
+    if case.other_tibia is not None:
+        # Only now: where visible pieces lie as they should, they overrule the other leg, which is never quite the same.
+        other = fit_other_leg(tibia, case.other_tibia, side)
+        prior, tibia = expecting(prior, other), expecting(tibia, other)
+        size[:3, :3] *= other.scale
+        fitted = unfitted(prior, fitted.matrix @ np.linalg.inv(size), fitted.motions)
+        noise_mm = FIT_NOISE_MM
+    fitted = fit(prior, with_fibula(shown), fitted, displaced, contacts, noise_mm)
+    completed = with_residual(tibia, of_tibia(fitted), shown)
     report(0.9)
     values = landmarks.measure(completed.surface.vertices)
     widths = intervals(prior, fitted, landmarks.measure)
-    measured = {name: (values[name], widths[name]) for name in REPORTED}
-    completion = _completion(tibia, completed)
-    return replace(completion, motions=fitted.motions if displaced else None, measured=measured)
+    figures = {name: (values[name], widths[name]) for name in REPORTED}
+    completion = _completion(tibia, replace(completed, matrix=completed.matrix @ size))
+    motions = fitted.motions if displaced else None
+    return replace(completion, motions=motions, measured=figures, warnings=tuple(warnings))
 
 
 def joint_contacts(case, side, landmarks):

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -251,10 +252,9 @@ def _complete(case, method):
         return interpolate(case), {}
     if method == "mirror":
         return mirror(case), {}
-    if case.other_tibia is not None:
-        raise InputError("The completion does not take the other leg.")
     name = DEFAULT_METHOD if method == DEFAULT else method
-    side, completion, _ = predict(case.completion_input, case.key.side, name)
+    given = replace(case.completion_input, other_tibia=case.other_tibia)
+    side, completion, _ = predict(given, case.key.side, name)
     return transformed(completion.surface, side_to_right(side)), completion.measured
 
 
