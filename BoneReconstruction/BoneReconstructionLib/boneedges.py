@@ -18,6 +18,7 @@ from BoneReconstructionLib.frames import transform_points
 INSIDE_MM, OUTSIDE_MM, STEP_MM = 5.0, 3.0, 0.25
 STEPS = np.arange(-INSIDE_MM, OUTSIDE_MM + 1e-6, STEP_MM)
 AVERAGINGS = 2
+OUTSIDE_HU = -1024.0  # of voxels that the scanner did not see
 NOISE_HU = 40.0
 ITERATIONS = 12
 # Density of the thinnest cortex relative to thick cortex; where the image is brighter, the cortex is denser.
@@ -31,7 +32,7 @@ REACH_MM = 2.6
 POOR_FIT_HU = 120.0
 LEAST_CONTRAST_HU = 150.0
 BLURS_MM = np.arange(0.4, 1.61, 0.1)
-BLUR_POINTS = 1500
+BLUR_POINTS = 500
 FLAT, STEEP = 0.2, 0.4
 
 
@@ -61,6 +62,8 @@ def bone_edges(ct, surface, normals, seen):
         Edges.
     """
     index = np.flatnonzero(seen)
+    if not len(index):
+        return Edges(np.zeros(len(seen)), np.zeros(len(seen), dtype=bool))
     values = _averaged(_profiles(ct, surface.vertices[index], normals[index]), surface.faces, normals, index)
     upright = (normals[index] @ (ct.ijk_to_ras[:3, 2] / ct.spacing[2])) ** 2
     cortex = np.percentile(values.max(1), 90)
@@ -77,7 +80,7 @@ def _profiles(ct, points, normals):
     """HU (n, s) at `STEPS` along the normals."""
     place = transform_points(ct.ras_to_ijk, points)[:, ::-1]
     along = (normals @ ct.ras_to_ijk[:3, :3].T)[:, ::-1]
-    image = np.asarray(ct.array, dtype=np.float32)
+    image = np.nan_to_num(np.asarray(ct.array, dtype=np.float32), nan=OUTSIDE_HU)
     columns = [ndimage.map_coordinates(image, (place + x * along).T, order=1, mode="nearest") for x in STEPS]
     return np.stack(columns, 1)
 

@@ -19,6 +19,10 @@ _COMMANDS = {
         "TibiaCompletionLib.completion",
         "predict the healthy tibia from the CT of a fractured one",
     ),
+    "find-tibia": (
+        "TibiaCompletionLib.tibiafinding",
+        "find and segment the tibiae in a CT",
+    ),
     "compare": (
         "BoneReconstructionLib.comparison",
         "measure how far two bones differ",
@@ -31,9 +35,21 @@ _COMMANDS = {
         "TibiaCompletionLib.evaluation.tibia",
         "measure the completion of tibiae on real people's bones",
     ),
+    "evaluate table1": (
+        "TibiaCompletionLib.evaluation.table1",
+        "make table 1 of the masked tibia completion paper",
+    ),
+    "evaluate finding": (
+        "TibiaCompletionLib.evaluation.finding",
+        "measure how well tibiae are found in CTs of real people's legs",
+    ),
     "train prior": (
         "BoneReconstructionLib.priortraining",
         "learn the shape prior of tibia and fibula from bone meshes",
+    ),
+    "train tibia": (
+        "TibiaCompletionLib.training",
+        "train the registrations and autoencoders that complete tibiae",
     ),
     "models": (
         "BoneReconstructionLib.modelzoo",

@@ -27,7 +27,7 @@ MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
 CLEARLY_WORSE = 1.15
 # Starting poses that are improved, told apart by this much, and tried with the modes in a short, coarse fit.
-TRIED = 8
+TRIED = 5
 SAME_POSE_MM, SAME_POSE_TURN = 5.0, 0.1
 TRIAL_NOISE_MM = (3.0, 2.0, 1.5, 1.0, 1.0)
 TRIAL_POINTS = 1000
@@ -42,7 +42,7 @@ MOTION_SD_DEGREES = 10.0
 SCALE_RANGE = (0.75, 1.3)
 PARTIAL_SCALE_RANGE = (0.9, 1.1)
 FIT_POINTS = 4000
-RESIDUAL_POINTS = 5000
+RESIDUAL_POINTS = (5000, 20000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class ShapeFit:
         motions: (p, 4, 4) rigid motions, mm, that bring each visible piece to its place; the first is the identity.
         surface: the fitted bone in the data's frame, mm.
         rms_mm: robust root mean square of the last step's distances.
-        cost: half the negative log posterior up to a constant, for comparing fits of the same data.
+        cost: the robust negative log posterior before the last step up to a constant, for comparing fits of the same data.
         precision: (d, d) inverse posterior covariance of (pose 6, log-scale, modes, kernels by coordinate, motions).
     """
 
@@ -303,7 +303,6 @@ def fit(
     Returns:
         ShapeFit, without the residual (see `with_residual`).
     """
-    basis = prior.vertex_basis
     model_points = spread_over(len(prior.mean), points)
     data_points = np.flatnonzero(visible.trusted)
     data_points = data_points[spread_over(len(data_points), points)]
@@ -479,7 +478,7 @@ def with_residual(prior, fitted, visible, supports_mm=RESIDUAL_SUPPORTS_MM):
     """
     surface, data = fitted.surface, visible.reduced(fitted.motions).surface
     data_normals = vertex_normals(data)
-    for support in supports_mm:
+    for support, count in zip(supports_mm, RESIDUAL_POINTS):
         normals = vertex_normals(surface)
         found, distance, face = closest_points(surface.vertices, data)
         corners = data.faces[face]
@@ -487,7 +486,7 @@ def with_residual(prior, fitted, visible, supports_mm=RESIDUAL_SUPPORTS_MM):
         usable = visible.trusted[corners].all(1) & (agree > MINIMUM_NORMAL_AGREEMENT) & (distance < 4.0)
         offset = (normals * (found - surface.vertices)).sum(1)
         usable = np.flatnonzero(usable)
-        usable = usable[spread_over(len(usable), RESIDUAL_POINTS)]
+        usable = usable[spread_over(len(usable), count)]
         carried = compact_smoothing(
             prior.mean[usable], offset[usable], prior.mean, np.asarray(support), RESIDUAL_NOISE
         )

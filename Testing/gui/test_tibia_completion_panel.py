@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-CONTROLS = ("QPushButton", "QCheckBox", "QComboBox", "ctkSliderWidget", "qMRMLNodeComboBox", "qMRMLTableView",
+CONTROLS = ("QPushButton", "QCheckBox", "QComboBox", "QSpinBox", "ctkSliderWidget", "qMRMLNodeComboBox", "qMRMLTableView",
             "qMRMLSegmentSelectorWidget", "QProgressBar")
 # A worker with the command line's contract and a result that is known: the tibia filled inside the mask.
 WORKER = """
@@ -16,9 +16,17 @@ import numpy as np
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.volumes import Volume, read_mask, read_volume, resample, write_volume
-options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
-assert sys.argv[1] == "complete-tibia" and set(options) == {
-    "--ct", "--tibia", "--fracture", "--side", "--method", "--output"}
+flags = [word for word in sys.argv[2:] if word in ("--beyond-scan", "--accept-side")]
+words = [word for word in sys.argv[2:] if word not in flags]
+options = dict(zip(words[::2], words[1::2]))
+assert sys.argv[1] == "complete-tibia" and set(options) >= {
+    "--ct", "--tibia", "--fracture", "--side", "--method", "--fixed-piece", "--output"}
+given = {option: pathlib.Path(value).name for option, value in options.items()}
+assert all(pathlib.Path(value).is_file() for option, value in options.items() if "." in given[option])
+if options["--side"] == "right" and "--accept-side" not in flags:
+    print("bonerecon: The shape is that of a left tibia although right was given: keep it with --accept-side.",
+          file=sys.stderr)
+    sys.exit(2)
 ct = read_volume(options["--ct"])
 tibia, mask = (resample(read_mask(options[name]), ct.shape, ct.ijk_to_ras, "nearest") for name in (
     "--tibia", "--fracture"))
@@ -35,7 +43,27 @@ with open(folder / "distances.csv", "w", newline="") as file:
 (folder / "result.json").write_text(json.dumps({
     "side": "left", "method": options["--method"], "model": {"id": "tibia-prior", "version": "1.0", "sha256": "0"},
     "ras_to_standard": [[1, 0, 0, 5], [0, 1, 0, 6], [0, 0, 1, 7], [0, 0, 0, 1]], "mirrored": True, "metrics": {},
-    "inputs": {}, "settings": {}, "warnings": ["Only 90 mm of the tibia are visible."], "seconds": 1, "version": "0"}))
+    "inputs": {}, "settings": given | dict.fromkeys(flags, ""), "seconds": 1, "version": "0",
+    "warnings": ["Only 90 mm of the tibia are visible.", "It ends there, and --beyond-scan keeps the mesh whole."]}))
+"""
+# The same for the search: both tibiae, of which the left one is a box and the right one is thinner.
+FINDER = """
+import json, pathlib, sys
+import numpy as np
+from BoneReconstructionLib.volumes import Volume, read_volume, write_volume
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+assert sys.argv[1] == "find-tibia" and set(options) == {"--ct", "--side", "--output"}
+ct = read_volume(options["--ct"])
+labels = np.zeros(ct.shape, dtype=np.uint8)
+labels[5:35, 4:8, 3:6], labels[5:35, 4:12, 12:20] = 1, 2
+found = [{"side": side, "label": label, "seen_share": 0.9, "rms_mm": 0.4}
+         for side, label in (("right", 1), ("left", 2)) if options["--side"] in ("auto", side)]
+labels[~np.isin(labels, [tibia["label"] for tibia in found])] = 0
+folder = pathlib.Path(options["--output"])
+folder.mkdir()
+write_volume(folder / "tibiae.nii.gz", Volume(labels, ct.ijk_to_ras))
+(folder / "result.json").write_text(json.dumps({
+    "version": "0", "inputs": {}, "settings": {}, "found": found, "warnings": ["A proposal."], "seconds": 1}))
 """
 
 
@@ -120,6 +148,63 @@ def test_apply_waits_for_ct_tibia_and_mask_and_says_which_is_missing(panel, pati
     assert panel.ui.statusLabel.text == "" and panel.ui.applyButton.enabled
 
 
+@pytest.fixture
+def neighbours(patient):
+    """Further segments of the patient: {bone: segment ID}."""
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.volumes import Volume
+    segments, bone = {}, patient[4]
+    for number, name in enumerate(("fibula", "femur", "talus")):
+        array = np.zeros(bone.shape, dtype=bool)
+        array[5:10, 2:5, 2 + 4 * number:5 + 4 * number] = True
+        segments[name] = scene.addSegment(patient[1], Volume(array, bone.ijk_to_ras), name, (0.8, 0.8, 0.8), "fibula")
+    return segments
+
+
+@pytest.fixture
+def otherTibia(patient):
+    """A model of the other leg's tibia."""
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.meshing import mask_surface
+    return scene.surfaceToModel(mask_surface(patient[4]), "Other tibia", (0.8, 0.8, 0.8))
+
+
+def chooseContext(panel, patient, neighbours, otherTibia):
+    for name, segmentID in neighbours.items():
+        getattr(panel.ui, f"{name}Selector").setCurrentNode(patient[1])
+        getattr(panel.ui, f"{name}SegmentSelector").setCurrentSegmentID(segmentID)
+    panel.ui.otherTibiaSelector.setCurrentNode(otherTibia)
+
+
+def test_a_bone_cannot_be_selected_twice(chosen, patient, neighbours, otherTibia):
+    chooseContext(chosen, patient, neighbours, otherTibia)
+    assert chosen.ui.statusLabel.text == "" and chosen.ui.applyButton.enabled
+    chosen.ui.femurSegmentSelector.setCurrentSegmentID(neighbours["fibula"])
+    assert chosen.ui.statusLabel.text == "The femur is the fibula itself: select another one."
+    assert not chosen.ui.applyButton.enabled
+    chosen.ui.femurSelector.setCurrentNode(None)
+    chosen.ui.talusSegmentSelector.setCurrentSegmentID(patient[2])
+    assert chosen.ui.statusLabel.text == "The talus is the tibia itself: select another one."
+    chosen.ui.talusSegmentSelector.setCurrentSegmentID(neighbours["talus"])
+    assert chosen.ui.statusLabel.text == ""
+    chosen.ui.otherTibiaSelector.setCurrentNode(patient[1])
+    chosen.ui.otherTibiaSegmentSelector.setCurrentSegmentID(patient[2])
+    assert chosen.ui.statusLabel.text == "The other leg's tibia is the tibia itself: select another one."
+
+
+def test_a_labelmap_cannot_be_two_bones_and_a_segmentation_needs_a_segment(chosen, patient):
+    from BoneReconstructionLib import scene
+    labelmap = scene.volumeToNode(patient[4], "Neighbour", "vtkMRMLLabelMapVolumeNode")
+    chosen.ui.fibulaSelector.setCurrentNode(labelmap)
+    assert chosen.ui.statusLabel.text == "" and not chosen.ui.fibulaSegmentSelector.visible
+    chosen.ui.talusSelector.setCurrentNode(labelmap)
+    assert chosen.ui.statusLabel.text == "The talus is the fibula itself: select another one."
+    chosen._parameterNode.talusSegmentID = "of a segmentation that was selected before"
+    assert chosen.ui.statusLabel.text == "The talus is the fibula itself: select another one."
+    chosen.ui.talusSelector.setCurrentNode(scene.addSegmentation("Empty", patient[0]))
+    assert chosen.ui.statusLabel.text == "\"Empty\" has no segment: add one or select another."
+
+
 def test_the_only_ct_of_a_scene_is_selected_by_itself(application, patient):
     panel = application.openModule("TibiaCompletion")
     assert panel.ui.ctSelector.currentNode() is patient[0]
@@ -146,6 +231,22 @@ def test_edit_mask_opens_the_segment_editor_on_mask_and_ct(application, chosen, 
     assert opened == ["SegmentEditor"]
     assert editor.segmentationNode() is segmentation and editor.sourceVolumeNode() is ct
     assert editor.currentSegmentID() == mask
+
+
+def test_edit_tibia_opens_the_segment_editor_on_tibia_and_ct(application, panel, patient, slicer, monkeypatch):
+    opened = []
+    # As in Slicer, the module that is left forgets its parameter node.
+    monkeypatch.setattr(slicer.util, "selectModule", lambda name: (opened.append(name), panel.exit()))
+    ct, segmentation, _tibia, mask, _bone = patient
+    panel.ui.ctSelector.setCurrentNode(ct)
+    panel.ui.tibiaSelector.setCurrentNode(None)
+    assert not panel.ui.editTibiaButton.enabled
+    panel.ui.tibiaSelector.setCurrentNode(segmentation)
+    panel.ui.tibiaSegmentSelector.setCurrentSegmentID(mask)
+    panel.ui.editTibiaButton.click()
+    editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
+    assert opened == ["SegmentEditor"] and editor.currentSegmentID() == mask
+    assert editor.segmentationNode() is segmentation and editor.sourceVolumeNode() is ct
 
 
 def test_every_method_is_offered_with_its_description(panel):
@@ -201,6 +302,7 @@ def test_record_and_warnings_stay_with_the_scene(predicted):
     assert record["inputs"]["ct"]["node"] == "CT left leg"
     assert record["inputs"]["fracture"]["segment"] == "Fracture mask"
     assert "Only 90 mm of the tibia are visible." in predicted.ui.summaryLabel.text
+    assert "and \"Predict past the scan's end\" keeps the mesh whole" in predicted.ui.summaryLabel.text
     assert "left tibia" in predicted.ui.summaryLabel.text and "1.0" in predicted.ui.summaryLabel.text
 
 
@@ -295,7 +397,242 @@ def test_a_broken_result_leaves_the_scene_as_it_was(application, monkeypatch, ch
     application.slotErrors.clear()
 
 
-def test_settings_and_results_are_saved_with_the_scene(application, predicted, patient, slicer, tmp_path):
+def settings(panel):
+    return json.loads(panel._parameterNode.resultRecord.GetText())["settings"]
+
+
+def test_a_plain_run_gives_no_context_and_keeps_to_the_scan(predicted):
+    given = settings(predicted)
+    assert given["--fixed-piece"] == "1"
+    assert not {"--fibula", "--femur", "--talus", "--other-tibia", "--beyond-scan", "--accept-side"} & set(given)
+
+
+def test_context_and_settings_reach_the_job_and_the_record(
+        application, monkeypatch, chosen, patient, neighbours, otherTibia):
+    replaceWorker(monkeypatch, WORKER)
+    chooseContext(chosen, patient, neighbours, otherTibia)
+    chosen.ui.fixedPieceSpinBox.value = 2
+    chosen.ui.beyondScanCheckBox.checked = True
+    chosen.ui.applyButton.click()
+    finish(application, chosen)
+    given = settings(chosen)
+    assert {given[f"--{bone}"] for bone in neighbours} == {"fibula.nrrd", "femur.nrrd", "talus.nrrd"}
+    assert given["--other-tibia"] == "other_tibia.vtp"
+    assert given["--fixed-piece"] == "2" and "--beyond-scan" in given and "--accept-side" not in given
+    inputs = json.loads(chosen._parameterNode.resultRecord.GetText())["inputs"]
+    assert inputs["femur"]["segment"] == "femur" and inputs["other_tibia"]["node"] == "Other tibia"
+
+
+@pytest.mark.parametrize("terms, name, chosenSide, given", [
+    ("left", "Tibia", "auto", "left"),
+    (None, "Right tibia", "auto", "right"),
+    ("left", "Right tibia", "auto", "auto"),
+    (None, "Tibia", "auto", "auto"),
+    ("left", "Left tibia", "right", "right"),
+])
+def test_the_side_is_taken_from_the_terms_and_the_name_of_the_tibia(panel, patient, terms, name, chosenSide, given):
+    from BoneReconstructionLib import scene
+    tibia = scene.addSegment(patient[1], patient[4], name, (1, 1, 1), "tibia", terms)
+    assert panel.logic.givenSide((patient[1], tibia), chosenSide) == given
+
+
+def test_the_side_of_the_segment_is_given_to_the_job(predicted):
+    assert predicted.ui.sideSelector.currentText == "Automatic" and settings(predicted)["--side"] == "left"
+
+
+@pytest.fixture
+def refused(application, monkeypatch, chosen, slicer):
+    """The panel, asked for a right tibia where the shape is a left one; answers a question with `answers`."""
+    replaceWorker(monkeypatch, WORKER)
+    chosen.ui.sideSelector.currentIndex = 2
+    chosen.questions, chosen.answers = [], []
+
+    def answer(text, windowTitle=None, parent=None, **_keywords):
+        chosen.questions.append(text)
+        return chosen.answers.pop(0)
+    monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", answer)
+    return chosen
+
+
+def test_a_side_that_the_shape_contradicts_is_asked_about_and_no_changes_nothing(application, refused, slicer):
+    before = content(slicer)
+    refused.answers.append(False)
+    refused.ui.applyButton.click()
+    finish(application, refused)
+    assert len(refused.questions) == 1 and "--" not in refused.questions[0]
+    assert "shape is that of a left tibia, but it is given as a right one" in refused.questions[0]
+    assert refused.ui.statusLabel.text == "Cancelled; the scene is as it was."
+    assert content(slicer) == before and refused.ui.applyButton.text == "Apply" and refused.ui.applyButton.enabled
+    assert not list(Path(slicer.app.temporaryPath).iterdir())
+
+
+def test_a_side_that_only_the_segment_says_is_asked_about_too(application, refused, patient):
+    from BoneReconstructionLib import scene
+    patient[1].GetSegmentation().GetSegment(patient[2]).SetTerminology(scene.terminologyEntry("tibia", "right"))
+    refused.ui.sideSelector.currentIndex = 0
+    refused.answers.append(False)
+    refused.ui.applyButton.click()
+    finish(application, refused)
+    assert "it is given as a right one" in refused.questions[0]
+
+
+def test_a_confirmed_side_is_kept(application, refused):
+    refused.answers.append(True)
+    refused.ui.applyButton.click()
+    finish(application, refused)
+    assert len(refused.questions) == 1 and refused.ui.statusLabel.text == "Done."
+    assert settings(refused)["--side"] == "right" and "--accept-side" in settings(refused)
+
+
+def test_what_was_asked_about_is_predicted_even_if_another_method_is_chosen_meanwhile(application, refused):
+    method = refused._parameterNode.method.value
+    refused.answers.append(True)
+    refused.ui.applyButton.click()
+    refused.ui.methodSelector.currentIndex = 1 - refused.ui.methodSelector.currentIndex
+    refused.ui.fractureSelector.setCurrentNode(None)
+    finish(application, refused)
+    assert settings(refused)["--method"] == method and "--accept-side" in settings(refused)
+
+
+def test_without_a_window_a_contradicted_side_is_refused_unless_it_is_accepted(monkeypatch, panel, patient):
+    replaceWorker(monkeypatch, WORKER)
+    ct, segmentation, tibia, mask, _bone = patient
+    bones = ct, (segmentation, tibia), (segmentation, mask), "right"
+    with pytest.raises(RuntimeError, match="left tibia although right was given"):
+        panel.logic.complete(*bones)
+    results = panel.logic.complete(*bones, acceptSide=True)
+    assert "--accept-side" in json.loads(results.record.GetText())["settings"]
+
+
+@pytest.fixture
+def searching(monkeypatch, panel, patient):
+    """The panel with a CT only, looking for tibiae."""
+    replaceWorker(monkeypatch, FINDER)
+    panel.ui.ctSelector.setCurrentNode(patient[0])
+    panel.ui.tibiaSelector.setCurrentNode(None)
+    return panel
+
+
+def test_finding_needs_the_ct_only(panel, patient):
+    panel.ui.ctSelector.setCurrentNode(None)
+    assert not panel.ui.findButton.enabled
+    panel.ui.ctSelector.setCurrentNode(patient[0])
+    assert panel.ui.findButton.enabled and not panel.ui.applyButton.enabled
+
+
+def test_a_found_tibia_is_selected_as_a_coded_segment_where_the_job_found_it(application, searching, patient, slicer):
+    from BoneReconstructionLib import scene
+    searching.ui.sideSelector.currentIndex = 1
+    searching.ui.findButton.click()
+    assert searching.ui.findButton.text == "Cancel" and searching.ui.applyButton.text == "Cancel"
+    finish(application, searching)
+    segmentation = searching.ui.tibiaSelector.currentNode()
+    assert segmentation.GetName() == "Tibia (found)" and segmentation.GetSegmentation().GetNumberOfSegments() == 1
+    segmentID = searching.ui.tibiaSegmentSelector.currentSegmentID()
+    segment = segmentation.GetSegmentation().GetSegment(segmentID)
+    assert segment.GetName() == "Left tibia"
+    assert "12611008" in segment.GetTerminology() and "7771000" in segment.GetTerminology()
+    expected = np.zeros(patient[4].shape, dtype=bool)
+    expected[5:35, 4:12, 12:20] = True
+    mask = scene.maskInGeometry(scene.segmentMask(segmentation, segmentID), scene.volumeFromNode(patient[0]))
+    assert np.array_equal(mask.array, expected)
+    assert patient[1].GetSegmentation().GetNumberOfSegments() == 2
+    assert searching.ui.findButton.text == "Find tibia" and searching.ui.editTibiaButton.enabled
+
+
+def test_a_found_tibia_is_to_be_checked_and_a_drawn_one_is_not(application, searching, patient):
+    assert searching.ui.checkLabel.text == ""
+    searching.ui.findButton.click()
+    finish(application, searching)
+    assert "before you use it" in searching.ui.checkLabel.text and "Edit tibia" in searching.ui.checkLabel.text
+    assert "select the segment of the fractured one" in searching.ui.checkLabel.text
+    names = [searching.ui.tibiaSelector.currentNode().GetSegmentation().GetNthSegment(index).GetName()
+             for index in range(2)]
+    assert names == ["Right tibia", "Left tibia"]
+    searching.ui.tibiaSelector.setCurrentNode(patient[1])
+    assert searching.ui.checkLabel.text == ""
+
+
+def test_a_second_search_hides_the_first_proposal_and_keeps_it(application, searching, patient):
+    found = []
+    for _again in range(2):
+        searching.ui.findButton.click()
+        finish(application, searching)
+        found.append(searching.ui.tibiaSelector.currentNode())
+    assert [node.GetName() for node in found] == ["Tibia (found)", "Tibia (found) 2"]
+    assert [bool(node.GetDisplayNode().GetVisibility()) for node in found] == [False, True]
+    assert patient[1].GetDisplayNode().GetVisibility()
+
+
+@pytest.mark.parametrize("button", ["findButton", "applyButton"])
+def test_either_button_cancels_the_search_and_leaves_nothing(application, monkeypatch, searching, slicer, button):
+    replaceWorker(monkeypatch, "import time; time.sleep(60)")
+    before = content(slicer)
+    searching.ui.findButton.click()
+    folder = searching.job.folder
+    assert folder.exists()
+    application.process(0.2)
+    getattr(searching.ui, button).click()
+    finish(application, searching)
+    assert searching.ui.findingLabel.text == "Cancelled; the scene is as it was."
+    assert content(slicer) == before and not folder.exists() and searching.ui.tibiaSelector.currentNode() is None
+    assert searching.ui.findButton.enabled and not searching.ui.applyButton.enabled
+
+
+def test_why_no_tibia_was_found_stays_in_sight(application, monkeypatch, searching, slicer):
+    replaceWorker(monkeypatch, "import sys; print('bonerecon: No tibia was found in the CT: segment it by hand.', "
+                               "file=sys.stderr); sys.exit(2)")
+    before = content(slicer)
+    searching.ui.findButton.click()
+    finish(application, searching)
+    searching.ui.sideSelector.currentIndex = 1
+    assert searching.ui.findingLabel.text == "Failed: No tibia was found in the CT: segment it by hand."
+    assert searching.ui.statusLabel.text == "Select the fractured tibia." and content(slicer) == before
+    slicer.mrmlScene.Clear(0)
+    assert searching.ui.findingLabel.text == ""
+
+
+def test_a_ct_without_an_image_is_refused_before_the_search_starts(searching, slicer):
+    searching.ui.ctSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing"))
+    searching.ui.findButton.click()
+    assert searching.job is None and "holds no image" in searching.ui.findingLabel.text
+    assert searching.ui.findButton.text == "Find tibia" and not searching.ui.applyButton.enabled
+
+
+def test_one_job_runs_at_a_time(application, monkeypatch, chosen):
+    replaceWorker(monkeypatch, "import time; time.sleep(60)")
+    chosen.ui.applyButton.click()
+    assert not chosen.ui.findButton.enabled and chosen.ui.findButton.text == "Find tibia"
+    chosen.ui.applyButton.click()
+    finish(application, chosen)
+    assert chosen.ui.findButton.enabled
+
+
+def test_a_search_that_ends_in_another_module_selects_its_tibia(application, searching):
+    searching.ui.findButton.click()
+    searching.exit()
+    finish(application, searching)
+    searching.enter()
+    assert searching.ui.tibiaSelector.currentNode().GetName() == "Tibia (found)"
+
+
+def test_a_virtual_legs_tibia_is_found_from_the_panel(application, panel):
+    from BoneReconstructionLib import scene
+    from TibiaCompletion import TibiaCompletionTest
+    ct, segmentation, segments, _truth = TibiaCompletionTest.makePatient()
+    panel.ui.ctSelector.setCurrentNode(ct)
+    panel.ui.sideSelector.currentIndex = 2
+    panel.ui.findButton.click()
+    finish(application, panel)
+    found = panel.ui.tibiaSelector.currentNode()
+    assert TibiaCompletionTest.dice(found, scene.segmentMask(segmentation, segments["tibia"])) > 0.93
+
+
+def test_settings_and_results_are_saved_with_the_scene(
+        application, predicted, patient, neighbours, otherTibia, slicer, tmp_path):
+    chooseContext(predicted, patient, neighbours, otherTibia)
+    predicted.ui.fixedPieceSpinBox.value = 3
+    predicted.ui.beyondScanCheckBox.checked = True
     predicted.ui.sideSelector.currentIndex = 1
     path = str(tmp_path / "résultat.mrb")
     assert slicer.util.saveScene(path)
@@ -306,8 +643,26 @@ def test_settings_and_results_are_saved_with_the_scene(application, predicted, p
     assert panel.ui.tibiaSegmentSelector.currentSegmentID() == patient[2]
     assert panel.ui.fractureSegmentSelector.currentSegmentID() == patient[3]
     assert panel.ui.sideSelector.currentText == "Left"
+    assert panel.ui.fixedPieceSpinBox.value == 3 and panel.ui.beyondScanCheckBox.checked
+    for name, segmentID in neighbours.items():
+        assert getattr(panel.ui, f"{name}Selector").currentNode().GetName() == "Patient"
+        assert getattr(panel.ui, f"{name}SegmentSelector").currentSegmentID() == segmentID
+    assert panel.ui.otherTibiaSelector.currentNode().GetName() == "Other tibia"
     assert "Only 90 mm" in panel.ui.summaryLabel.text
     assert panel._parameterNode.resultModel.GetName() == "PREDICTED tibia"
+
+
+def test_a_found_tibia_of_a_loaded_scene_is_still_to_be_checked(application, searching, slicer, tmp_path):
+    searching.ui.findButton.click()
+    finish(application, searching)
+    path = str(tmp_path / "found.mrb")
+    assert slicer.util.saveScene(path)
+    slicer.mrmlScene.Clear(0)
+    assert searching.ui.checkLabel.text == ""
+    slicer.util.loadScene(path)
+    panel = application.openModule("TibiaCompletion")
+    assert panel.ui.tibiaSelector.currentNode().GetName() == "Tibia (found)"
+    assert "before you use it" in panel.ui.checkLabel.text
 
 
 def test_the_self_test_passes(application):

@@ -5,6 +5,7 @@ It refuses what PythonQt refuses and PySide6 would accept: unknown attributes, g
 functions, keyword arguments, connections to signals that do not exist. Exceptions in slots are kept in `slotErrors`.
 """
 
+import ctypes
 import dataclasses
 import inspect
 import re
@@ -32,6 +33,11 @@ _proxyClasses = {}
 _valueClasses = {}
 _descriptions = {}
 _connections = {}
+
+if sys.version_info < (3, 12):
+    # PySide6 6.12 gives back None without taking a reference to it, from setters for one: after some ten thousand calls
+    # the interpreter would end. From Python 3.12 on None is immortal.
+    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 30
 
 
 def recordSlotError(exceptionType, exception, trace):

@@ -8,9 +8,10 @@ from BoneReconstructionLib.distances import closest_points, surface_distances
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import side_to_right
 from BoneReconstructionLib.shapefitting import fit, with_residual, without_band
-from BoneReconstructionLib.shapeprior import load_leg_prior
+from BoneReconstructionLib.shapeprior import load_leg_prior, load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed
 from TibiaCompletionLib.otherleg import expecting, fit_other_leg
+from TibiaCompletionLib.plausibility import check_other_tibia
 
 POSE = np.array([[0.96, -0.28, 0, -80.0], [0.28, 0.96, 0, 15.0], [0, 0, 1, -500.0], [0, 0, 0, 1]])
 
@@ -35,7 +36,17 @@ def test_the_other_legs_bone_is_described_in_the_standard_frame(other, left_leg)
 
 def test_a_bone_of_the_same_side_is_refused(left_leg):
     with pytest.raises(InputError, match="is a left one.*name the right tibia"):
-        fit_other_leg(tibia_prior(), left_leg, "left")
+        check_other_tibia(left_leg, "left")
+    check_other_tibia(left_leg, "right")
+
+
+def test_a_part_of_a_tibia_and_another_bone_are_refused(left_leg):
+    height = unseen_tibia().vertices[:, 2]
+    part = without_band(left_leg, height, -np.inf, height.max() - 170).surface
+    fibula = load_prior("tibia-prior", "fibula")
+    for bone in (part, transformed(Surface(fibula.mean, fibula.faces), side_to_right("left"))):
+        with pytest.raises(InputError, match="not a whole tibia: name the whole tibia"):
+            check_other_tibia(bone, "right")
 
 
 def test_the_prior_is_centred_on_the_other_leg_and_narrower(other):

@@ -126,6 +126,30 @@ def test_bone_under_the_mask_may_be_segmented(broken):
     assert inside.any() and not case.trusted[inside].any()
 
 
+def test_a_whole_bone_needs_no_mask(broken):
+    whole = make_case(broken.bone, like(broken.gap, np.zeros_like(broken.gap.array)), no_ct, whole=True)
+    assert whole.trusted.all() and not whole.piece.any() and not whole.fracture.array.any()
+    voxel_ml = abs(np.linalg.det(broken.bone.ijk_to_ras[:3, :3])) / 1000
+    assert whole.piece_volumes_ml == (pytest.approx(broken.bone.array.sum() * voxel_ml),)
+
+
+def test_a_mask_over_a_bone_that_may_be_whole_counts(broken, case):
+    masked = make_case(broken.tibia, broken.gap, no_ct, whole=True)
+    np.testing.assert_array_equal(masked.trusted, case.trusted)
+
+
+def test_the_ct_is_read_once_and_only_its_part_is_kept(broken):
+    boxes = []
+
+    def read_ct(lower, upper):
+        boxes.append((lower, upper))
+        return crop(broken.ct, lower, upper)
+
+    case = make_case(broken.tibia, broken.gap, read_ct)
+    assert case.read_ct() is case.read_ct() and len(boxes) == 1
+    assert case.read_ct().array.base is None
+
+
 # ---- what is refused ----
 
 

@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from phantoms import frame
-from tibiae import COARSE, landmarks, leg, random_tibiae, tibia_prior
+from tibiae import COARSE, ct_of, landmarks, leg, random_tibiae, tibia_prior, unseen_tibia
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOPLY import vtkPLYReader
 from vtkmodules.vtkIOXML import vtkXMLPolyDataReader
@@ -27,10 +28,11 @@ from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, is_closed, volume_mm3
 from BoneReconstructionLib.version import VERSION
-from BoneReconstructionLib.volumes import Volume, read_geometry, read_mask, read_volume, write_volume
+from BoneReconstructionLib.volumes import Volume, crop, read_geometry, read_mask, read_volume, write_volume
 from TibiaCompletionLib.case import make_case
 from TibiaCompletionLib.completion import DEFAULT_METHOD, FILES, METHODS, STAGES, predict
-from TibiaCompletionLib.shapecompletion import detect_side
+from TibiaCompletionLib.scanend import beyond_scan_mm
+from TibiaCompletionLib.sidedness import detect_side
 
 FINE = frame((0.6, 0.6, 1.0), (10, -8, 28))  # left-handed once mirrored for the left leg
 LPS = np.array([-1.0, -1.0, 1.0])
@@ -196,7 +198,14 @@ def test_the_record_lets_the_run_be_repeated(delivered, result):
     card = find_model("tibia-prior").card
     assert result["version"] == VERSION
     assert result["inputs"] == {name: str(folder / f"{name}.nii.gz") for name in ("ct", "tibia", "fracture")}
-    assert result["settings"] == {"side": "auto", "method": DEFAULT_METHOD, "fixed_piece": 1}
+    assert result["settings"] == {
+        "side": "auto",
+        "method": DEFAULT_METHOD,
+        "fixed_piece": 1,
+        "beyond_scan": False,
+        "accept_side": False,
+    }
+    assert result["ends_at_scan"] is False
     assert (result["side"], result["method"], result["warnings"]) == ("left", DEFAULT_METHOD, [])
     assert result["model"] == {key: card[key] for key in ("id", "version", "sha256")}
     assert "positive" in result["distance_sign"]
@@ -229,11 +238,14 @@ def coarse():
     return {side: leg(side, COARSE) for side in ("left", "right")}
 
 
+def case_of(one):
+    return make_case(one.tibia, one.gap, ct_of(one.tibia))
+
+
 @pytest.fixture(scope="module")
 def completed(coarse):
     """{side: (side found, Completion, warnings)} with the side found by shape."""
-    cases = {side: make_case(one.tibia, one.gap, None) for side, one in coarse.items()}
-    return {side: predict(case) for side, case in cases.items()}
+    return {side: predict(case_of(one)) for side, one in coarse.items()}
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +268,7 @@ def test_a_mirrored_leg_gives_the_mirrored_bone(coarse, completed):
 
 
 def test_a_run_gives_the_same_bone_again(coarse, completed):
-    again = predict(make_case(coarse["left"].tibia, coarse["left"].gap, None))[1]
+    again = predict(case_of(coarse["left"]))[1]
     np.testing.assert_allclose(again.surface.vertices, completed["left"][1].surface.vertices, atol=1e-6)
 
 
@@ -268,7 +280,7 @@ def test_a_coarse_scan_is_completed_within_a_voxel(coarse, completed):
 
 def test_the_prior_is_better_than_the_prototype(coarse, completed):
     one = coarse["right"]
-    prototype = predict(make_case(one.tibia, one.gap, None), "right", "prototype")[1]
+    prototype = predict(make_case(one.tibia, one.gap, ct_of(one.tibia)), "right", "prototype")[1]
     errors = [surface_distances(found.surface, one.truth).assd for found in (completed["right"][1], prototype)]
     assert errors[0] < 0.5 * errors[1] < 1.5
     # The prototype is the mean bone, moved, turned and scaled.
@@ -278,14 +290,20 @@ def test_the_prior_is_better_than_the_prototype(coarse, completed):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_given_side_is_kept_and_a_wrong_one_warned_of(folders, tmp_path, capsys, side):
+def test_a_given_side_is_kept_and_one_that_the_shape_contradicts_is_asked_about(folders, tmp_path, capsys, side):
     wrong = {"left": "right", "right": "left"}[side]
     given = complete(folders[side], tmp_path / "given", side=side, method="prototype")
     assert (given["side"], given["settings"]["side"], given["warnings"]) == (side, side, [])
     assert "Warning" not in capsys.readouterr().out
-    result = complete(folders[side], tmp_path / "wrong", side=wrong, method="prototype")
-    assert result["side"] == wrong
-    assert len(result["warnings"]) == 1 and f"looks like a {side} tibia" in result["warnings"][0]
+    words = arguments(folders[side], tmp_path / "wrong", side=wrong, method="prototype")
+    assert cli.main(words) == 2
+    sentence = capsys.readouterr().err
+    assert f"shape is that of a {side} tibia although {wrong} was given" in sentence and "--accept-side" in sentence
+    assert not (tmp_path / "wrong").exists()
+    assert cli.main([*words, "--accept-side"]) == 0
+    result = json.loads((tmp_path / "wrong" / "result.json").read_text("utf-8"))
+    assert result["side"] == wrong and result["settings"]["accept_side"] is True
+    assert len(result["warnings"]) == 1 and "accepted" in result["warnings"][0]
     assert f"Warning: {result['warnings'][0]}" in capsys.readouterr().out
 
 
@@ -336,7 +354,7 @@ def test_the_end_of_a_knee_scan_is_no_fracture(tmp_path):
     top = random_tibiae(31, 1)[0][:, 2].max()
     surface = Surface(random_tibiae(31, 1)[0], tibia_prior().faces)
     knee = leg("left", COARSE, gap_mm=(top - 90, top - 60), shown_mm=(top - 150, np.inf), surface=surface)
-    side, completion, _ = predict(make_case(knee.tibia, knee.gap, None))
+    side, completion, _ = predict(case_of(knee))
     assert side == "left"
     mirrored = Surface(transform_points(MIRROR, knee.truth.vertices), knee.truth.faces[:, ::-1])
     distances = surface_distances(completion.surface, mirrored)
@@ -344,6 +362,141 @@ def test_the_end_of_a_knee_scan_is_no_fracture(tmp_path):
     in_gap, shown = np.abs(height - top + 75) < 15, (height > top - 140)
     assert np.abs(distances.b_to_a[shown]).mean() < 0.5
     assert np.abs(distances.b_to_a[in_gap]).mean() < 0.8
+
+
+# ---- where the scan ends ----
+
+
+@cache
+def knee(mask_to_the_end=False):
+    """(leg, CT that ends 150 mm below its plateau, upper voxel of the scan): a gap in it, or from there to its end."""
+    top = top_of_tibia()
+    one = leg("left", COARSE, gap_mm=(top - 180, top - 95) if mask_to_the_end else (top - 100, top - 70))
+    upwards = (one.bone.ijk_to_ras[:3, 2] @ one.ras_from_standard[:3, 2]) > 0
+    place = one.ras_from_standard @ [0, 0, top - 150, 1]
+    end = int(np.rint((one.bone.ras_to_ijk @ place)[2]))
+    lower, upper = ([end, 0, 0], one.bone.shape) if upwards else ([0, 0, 0], [end, *one.bone.shape[1:]])
+    ct, tibia, gap = (crop(volume, lower, upper) for volume in (one.ct, one.tibia, one.gap))
+    return one, {"ct": ct, "tibia": tibia, "fracture": gap}
+
+
+def top_of_tibia():
+    return unseen_tibia().vertices[:, 2].max()
+
+
+def completed_knee(folder, *words, **case):
+    one, files = knee(**case)
+    for name, volume in files.items():
+        write_volume(folder / f"{name}.nii.gz", Volume(volume.array.copy(), volume.ijk_to_ras))
+    assert cli.main([*arguments(folder, folder / "out", side="left"), *words]) == 0
+    result = json.loads((folder / "out" / "result.json").read_text("utf-8"))
+    return one, files["ct"], result, read_surface(folder / "out" / "tibia.ply")
+
+
+@pytest.fixture(scope="module")
+def cut_knee(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("knee")
+    return *completed_knee(folder), folder / "out"
+
+
+@pytest.fixture(scope="module")
+def whole_knee(tmp_path_factory):
+    return completed_knee(tmp_path_factory.mktemp("whole knee"), "--beyond-scan")
+
+
+def test_the_mesh_ends_where_the_scan_ends(cut_knee):
+    one, ct, result, predicted, _ = cut_knee
+    assert result["ends_at_scan"] is True and result["settings"]["beyond_scan"] is False
+    assert is_closed(predicted)
+    ijk = transform_points(ct.ras_to_ijk, predicted.vertices)
+    assert (ijk > -0.501).all() and (ijk < np.array(ct.shape[::-1]) - 0.499).all()
+    assert one.heights(predicted.vertices).min() == pytest.approx(top_of_tibia() - 150, abs=12)
+
+
+def test_how_much_lies_beyond_the_scan_is_said(cut_knee):
+    one, ct, result, *_ = cut_knee
+    beyond = beyond_scan_mm(one.truth.vertices, ct.shape, ct.ijk_to_ras).max()
+    (sentence,) = [warning for warning in result["warnings"] if "beyond the scan" in warning]
+    assert float(sentence.split("up to ")[1].split(" mm")[0]) == pytest.approx(beyond, rel=0.1)
+    assert "--beyond-scan" in sentence
+
+
+def test_the_cap_is_not_measured(cut_knee):
+    *_, ct, result, predicted, folder = cut_knee
+    reader = vtkXMLPolyDataReader()
+    reader.SetFileName(str(folder / "tibia.vtp"))
+    reader.Update()
+    distance = vtk_to_numpy(reader.GetOutput().GetPointData().GetArray("DistanceToVisibleBone_mm"))
+    on_cap = np.abs(beyond_scan_mm(predicted.vertices, ct.shape, ct.ijk_to_ras)) < 1e-3
+    assert on_cap.sum() > 20 and np.isnan(distance[on_cap]).all()
+    assert np.isfinite(distance).sum() > 0.5 * len(distance)
+    metrics = result["metrics"]
+    assert metrics["volume"]["value"] == pytest.approx(volume_mm3(predicted) / 1000, rel=1e-3)
+    assert metrics["unseen_share"]["value"] == pytest.approx(100 * 34 / 150, abs=9)
+    assert metrics["p95_distance"]["value"] < 1.5
+
+
+def test_length_and_torsion_of_a_bone_whose_end_was_not_seen_are_not_reported(cut_knee):
+    result = cut_knee[2]
+    assert result["intervals_95"] == {} and not {"length", "torsion"} & set(result["metrics"])
+    assert not any("length" in warning for warning in result["warnings"])
+
+
+def test_mesh_and_labelmap_of_a_cut_bone_agree(cut_knee):
+    predicted, folder = cut_knee[3:]
+    label = read_mask(folder / "tibia.nii.gz")
+    assert dice(voxelize(predicted, label.shape, label.ijk_to_ras).array, label.array) > 0.999
+
+
+def test_the_mesh_goes_on_when_asked_for(cut_knee, whole_knee):
+    one, _, result, predicted = whole_knee
+    assert result["ends_at_scan"] is False and result["settings"]["beyond_scan"] is True
+    assert len(predicted.vertices) == len(tibia_prior().mean)
+    assert np.ptp(one.heights(predicted.vertices)) == pytest.approx(np.ptp(one.heights(one.truth.vertices)), rel=0.08)
+    assert result["metrics"]["volume"]["value"] > 1.3 * cut_knee[2]["metrics"]["volume"]["value"]
+    assert set(result["intervals_95"]) == {"length", "torsion"}
+    assert result["intervals_95"]["length"] > 5
+    assert any("labelmap ends where the scan ends" in warning for warning in result["warnings"])
+    assert any("length of the bone is not shown" in warning for warning in result["warnings"])
+
+
+def test_a_mask_that_reaches_the_scans_end_is_filled_up_to_there(tmp_path):
+    one, ct, result, predicted = completed_knee(tmp_path, "--method", "prototype", mask_to_the_end=True)
+    assert result["ends_at_scan"] is True and is_closed(predicted)
+    assert one.heights(predicted.vertices).min() == pytest.approx(top_of_tibia() - 150, abs=12)
+    assert result["metrics"]["unseen_share"]["value"] > 22
+
+
+def test_a_bone_inside_its_scan_is_whole(result, predicted):
+    assert result["ends_at_scan"] is False and len(predicted.vertices) == len(tibia_prior().mean)
+
+
+# ---- metal, and what a segment's name says ----
+
+
+def test_metal_in_the_ct_is_warned_of(coarse, folders, tmp_path):
+    ct = coarse["left"].ct
+    array = ct.array.copy()
+    array[tuple(np.argwhere(coarse["left"].tibia.array)[::40].T)] = 3071
+    write_volume(tmp_path / "metal.nii.gz", Volume(array, ct.ijk_to_ras))
+    result = complete(folders["left"], tmp_path / "out", method="prototype", ct=tmp_path / "metal.nii.gz")
+    assert len(result["warnings"]) == 1 and "mL of metal" in result["warnings"][0]
+
+
+def test_a_segment_named_after_the_wrong_side_is_asked_about(coarse, folders, tmp_path, capsys):
+    one = coarse["left"]
+    for name in ("left", "right"):
+        image = sitk.Cast(sitk.ReadImage(str(folders["left"] / "tibia.nii.gz")), sitk.sitkUInt8)
+        image.SetMetaData("Segment0_ID", "s")
+        image.SetMetaData("Segment0_Name", f"{name} tibia")
+        image.SetMetaData("Segment0_LabelValue", "1")
+        image.SetMetaData("Segment0_Layer", "0")
+        sitk.WriteImage(image, str(tmp_path / f"{name}.seg.nrrd"))
+        words = arguments(
+            folders["left"], tmp_path / name, method="prototype", tibia=f"{tmp_path / name}.seg.nrrd:{name} tibia"
+        )
+        assert cli.main(words) == (0 if name == one.side else 2)
+    assert "shape is that of a left tibia although right was given" in capsys.readouterr().err
 
 
 # ---- refusals: one sentence, status 2, nothing left behind ----
@@ -523,13 +676,13 @@ def test_a_side_that_cannot_be_told_is_asked_for():
 def test_a_shaft_without_ends_is_not_completed_upside_down():
     """It is put the right way up, or refused."""
     one = shaft()
-    case = make_case(one.tibia, one.gap, None)
+    case = make_case(one.tibia, one.gap, ct_of(one.tibia))
     try:
-        _, matrix, _ = detect_side(case, "left")
+        _, found, _ = detect_side(case, "left")
     except InputError:
         return
     upwards = (MIRROR @ one.ras_from_standard)[:3, 2]
-    assert upwards @ matrix[:3, 2] > 0
+    assert upwards @ found.start[:3, 2] > 0
 
 
 # ---- ended from outside ----

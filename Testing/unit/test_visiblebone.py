@@ -34,11 +34,9 @@ def case_of(one, ct, tibia):
     return make_case(tibia, one.gap, lambda lower, upper: crop(ct, lower, upper))
 
 
-def fitted_to(case, side, begin=np.eye(4), displaced=False):
-    prior = tibia_prior()
-    standard = np.array(begin)
-    visible = case.visible(side)
-    return with_residual(prior, fit(prior, visible, standard, displaced), visible)
+def fitted_to(case, side, begin, displaced=False):
+    prior, visible = tibia_prior(), case.visible(side)
+    return with_residual(prior, fit(prior, visible, begin, displaced), visible)
 
 
 def start_of(one):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from scipy import ndimage
@@ -30,12 +31,13 @@ class TibiaCase:
     Attributes:
         tibia: bool volume of the segmented bone, cropped to it with a margin; RAS.
         fracture: bool volume on the same grid, True where nothing may be believed.
-        read_ct: returns the CT in HU on the same grid; only methods that look at intensities call it.
+        read_ct: returns the CT in HU on the same grid, read once; only what looks at intensities calls it.
         surface: surface of the segmented bone, RAS mm.
         trusted: (n,) bool, vertices of `surface` that are visible healthy bone.
         piece: (n,) int, which visible piece each vertex belongs to; 0 is the one that fixes the pose.
         piece_volumes_ml: volume of each piece.
         neighbours: {"fibula", "femur" or "talus": (surface, trusted)} of bones that say where the joints are.
+        other_tibia: the other leg's healthy tibia, closed, as it lies in its own scan, RAS mm, where it is known.
     """
 
     tibia: Volume
@@ -46,6 +48,7 @@ class TibiaCase:
     piece: np.ndarray
     piece_volumes_ml: tuple[float, ...]
     neighbours: dict[str, tuple[Surface, np.ndarray]] = field(default_factory=dict)
+    other_tibia: Surface | None = None
 
     def neighbour(self, bone, side):
         """A visible neighbouring bone as one of the right leg, or None where it is not given."""
@@ -59,7 +62,7 @@ class TibiaCase:
         return VisibleSurface(transformed(self.surface, side_to_right(side)), self.trusted, self.piece)
 
 
-def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
+def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None, whole=False):
     """Check masks that share the CT's geometry and prepare them.
 
     Args:
@@ -68,6 +71,7 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
         read_ct: see `TibiaCase`; it is given the lower and upper voxel of the crop, k j i.
         fixed_piece: number of the visible piece that fixes the pose, counted from the largest, 1.
         neighbours: {bone of `NEIGHBOURS`: its bool volume on the same grid}.
+        whole: the bone is known not to be broken; the fracture mask may be empty then.
 
     Returns:
         TibiaCase.
@@ -76,19 +80,20 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
         InputError: empty tibia or mask; mask beside the tibia or over all of it; too little visible bone; no such
             piece.
     """
-    if not fracture.array.any():
+    masked = fracture.array.any()
+    if not masked and not whole:
         raise InputError("The fracture mask is empty: draw it coarsely over the broken bone.")
     if not tibia.array.any():
         raise InputError("The tibia segment is empty: segment the tibia first.")
+    tibia = _without_specks(tibia)
     lower, upper, at_border = _box(tibia)
     tibia, fracture = crop(tibia, lower, upper), crop(fracture, lower, upper)
-    tibia = Volume(_without_specks(tibia.array), tibia.ijk_to_ras)
 
     visible = tibia.array & ~fracture.array
     if not visible.any():
         raise InputError("The fracture mask covers the whole tibia: leave healthy bone outside it.")
     reach = tuple(2 * np.ceil(REACH_MM / tibia.spacing[::-1]).astype(int) + 1)
-    if not (ndimage.maximum_filter(fracture.array.view(np.uint8), reach) & tibia.array).any():
+    if masked and not (ndimage.maximum_filter(fracture.array.view(np.uint8), reach) & tibia.array).any():
         raise InputError("The fracture mask lies beside the tibia: draw it over the broken part of this bone.")
 
     surface = mask_surface(tibia)
@@ -106,10 +111,16 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None):
     piece = np.argsort([0, *order])[np.maximum(found, 1)] - 1
     axis = np.linalg.svd(surface.vertices - surface.vertices.mean(0), full_matrices=False)[2][0]
     check_visible_length(surface.vertices[trusted], axis)
+
+    @cache
+    def cropped_ct():
+        ct = read_ct(lower, upper)
+        return Volume(ct.array.copy(), ct.ijk_to_ras)  # a view would keep the whole CT in the memory
+
     return TibiaCase(
         tibia,
         fracture,
-        lambda: read_ct(lower, upper),
+        cropped_ct,
         surface,
         trusted,
         piece,
@@ -146,9 +157,10 @@ def _voxels(surface, volume):
 
 def _visible_neighbour(mask):
     """(surface, trusted) of a neighbouring bone; the fracture mask is the tibia's and hides nothing of it."""
+    mask = _without_specks(mask)
     lower, upper, at_border = _box(mask)
     bone = crop(mask, lower, upper)
-    surface = mask_surface(Volume(_without_specks(bone.array), bone.ijk_to_ras))
+    surface = mask_surface(bone)
     return surface, ~_hidden(np.zeros(bone.shape, dtype=bool), at_border)[_voxels(surface, bone)]
 
 
@@ -178,8 +190,7 @@ def check_visible_length(points, axis):
 def _pieces(visible, voxel_ml):
     """Connected pieces of visible bone, numbered from the largest, 1, and their volumes; specks are left out."""
     labels, count = ndimage.label(visible, np.ones((3, 3, 3)))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = 0
+    sizes = np.bincount(labels[labels > 0], minlength=count + 1)
     order = np.argsort(sizes)[::-1]
     order = order[sizes[order] >= SMALLEST_PIECE * sizes.max()]
     number = np.zeros(count + 1, dtype=np.uint8)
@@ -189,9 +200,11 @@ def _pieces(visible, voxel_ml):
 
 def _without_specks(mask):
     """Drop components smaller than a hundredth of the largest; thresholding leaves such specks."""
-    labels, count = ndimage.label(mask)
+    box = tuple(slice(low, high) for low, high in zip(*bounding_box(mask.array), strict=True))
+    labels, count = ndimage.label(mask.array[box])
     if count == 1:
         return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return (sizes >= SMALLEST_PIECE * sizes.max())[labels]
+    sizes = np.bincount(labels[labels > 0], minlength=count + 1)
+    kept = np.zeros_like(mask.array)
+    kept[box] = (sizes >= SMALLEST_PIECE * sizes.max())[labels] & (labels > 0)
+    return Volume(kept, mask.ijk_to_ras)

@@ -9,19 +9,22 @@ import importlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from BoneReconstructionLib.comparison import read_bone
 from BoneReconstructionLib.distances import SurfaceLocator
+from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES, side_to_right
 from BoneReconstructionLib.jobs import OutputFolder, Progress
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
+from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfacefiles import write_surface
-from BoneReconstructionLib.surfaces import transformed, vertex_areas, volume_mm3
-from BoneReconstructionLib.tibiameasurements import PUBLISHED
+from BoneReconstructionLib.surfaces import Surface, transformed, vertex_areas, volume_mm3
+from BoneReconstructionLib.tibiameasurements import PUBLISHED, TibiaLandmarks
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.volumes import (
     check_memory,
@@ -33,7 +36,9 @@ from BoneReconstructionLib.volumes import (
     write_volume,
 )
 from TibiaCompletionLib.case import NEIGHBOURS, check_visible_length, make_case
-from TibiaCompletionLib.shapecompletion import detect_side
+from TibiaCompletionLib.plausibility import MODEL_ID, check_other_tibia, leak_warnings, leaks, metal_warnings
+from TibiaCompletionLib.scanend import beyond_scan_mm, cut_at_scan_end
+from TibiaCompletionLib.sidedness import detect_side, named_side
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ STAGES = {"reading": 4, "finding the pose": 2, "completing": 8, "writing": 3}
 DISTANCE_ARRAY = "DistanceToVisibleBone_mm"
 SIGN = "positive: the predicted bone lies outside the visible bone"
 UNCERTAIN = {"length": 5.0, "torsion": 8.0}  # half widths of a 95 % interval, mm and degrees, from which on to warn
+BEYOND_SCAN_MM = 1.0  # a bone that reaches less beyond the scan is not worth a word
 WORKING_BYTES_PER_VOXEL = 10  # masks on the CT's grid, their copies and the labelmap that is written
+SETTINGS = ("side", "method", "fixed_piece", "beyond_scan", "accept_side")
 FILES = ("tibia.nii.gz", "tibia.ply", "tibia.vtp", "distances.csv", "result.json")
 
 
@@ -84,6 +91,9 @@ class CompletionRequest:
         method: a key of `METHODS`.
         fixed_piece: number of the visible piece that fixes the pose, counted from the largest, 1.
         fibula, femur, talus: FILE[:LABEL|SEGMENT] of neighbouring bones, which say where the joints are; optional.
+        other_tibia: surface file or FILE[:LABEL|SEGMENT] of the other leg's healthy tibia, as it lies; optional.
+        beyond_scan: whether the mesh goes on where the scan ends.
+        accept_side: the user has confirmed a given side that the shape contradicts.
     """
 
     ct: str
@@ -95,32 +105,44 @@ class CompletionRequest:
     fibula: str | None = None
     femur: str | None = None
     talus: str | None = None
+    other_tibia: str | None = None
+    beyond_scan: bool = False
+    accept_side: bool = False
 
 
-def predict(case, side="auto", method=DEFAULT_METHOD, report=lambda stage, fraction: None):
-    """Find the side and run a method, without files.
+def predict(case, side="auto", method=DEFAULT_METHOD, report=lambda stage, fraction: None, accept_side=False):
+    """Check the bone, find the side and run a method, without files.
 
     Args:
         case: a `TibiaCase`.
         side: "left", "right" or "auto".
         method: a key of `METHODS`.
         report: called with (stage, fraction).
+        accept_side: keep a given side that the shape contradicts.
 
     Returns:
-        (side, Completion, warnings).
+        (side, Completion, warnings). The completion is of the whole bone, whatever the scan shows.
 
     Raises:
-        InputError: the side cannot be told; too little bone is visible; weights missing or altered.
+        InputError: the bone is no adult tibia or not alone in its segment; the side cannot be told or contradicts the
+            shape; too little bone is visible; weights missing or altered.
     """
     report("finding the pose", 0.0)
-    side, start, warnings = detect_side(case, side)
+    side, found, warnings = detect_side(case, side, accept_side)
     # Of a short piece the longest extent may be its width; the pose tells which way the bone runs.
-    check_visible_length(case.visible(side).surface.vertices[case.trusted], start[:3, 2] / np.linalg.norm(start[:3, 2]))
+    axis = found.start[:3, 2] / np.linalg.norm(found.start[:3, 2])
+    check_visible_length(case.visible(side).surface.vertices[case.trusted], axis)
+    if case.other_tibia is not None:
+        check_other_tibia(case.other_tibia, side)
+    if not warnings:  # beside a bone of the other side every ridge would be a leak
+        leaked = leaks(case, side, found.surface, found.motions)
+        warnings += leak_warnings(leaked)
+        case = replace(case, trusted=case.trusted & ~leaked.vertices)
     module, function = METHODS[method].function.split(":")
     completion = getattr(importlib.import_module(module), function)(
-        case, side, start, lambda fraction: report("completing", fraction)
+        case, side, found.start, lambda fraction: report("completing", fraction)
     )
-    return side, completion, warnings
+    return side, replace(completion, trusted=case.trusted), [*warnings, *completion.warnings]
 
 
 def complete_tibia(request, folder, report):
@@ -129,7 +151,7 @@ def complete_tibia(request, folder, report):
     Args:
         request: a `CompletionRequest`.
         folder: where tibia.nii.gz (labelmap, the CT's geometry), tibia.ply (LPS mm), tibia.vtp (with the distance to
-            the visible bone, NaN where it is masked), distances.csv and result.json go.
+            the visible bone, NaN where it is masked or cut), distances.csv and result.json go.
         report: called with (stage, fraction).
 
     Returns:
@@ -142,12 +164,15 @@ def complete_tibia(request, folder, report):
     report("reading", 0.0)
     shape, ijk_to_ras = read_geometry(request.ct)
     check_memory(WORKING_BYTES_PER_VOXEL * math.prod(shape), Path(request.ct).name)
-    tibia = resample(read_mask(request.tibia), shape, ijk_to_ras, "antialiased")
+    if request.other_tibia and request.method != DEFAULT_METHOD:
+        raise InputError(f"Only the method {DEFAULT_METHOD} takes the other leg: choose it, or leave the other leg out.")
+    other_tibia = read_bone(request.other_tibia) if request.other_tibia else None
+    tibia = _in_ct(request.tibia, "tibia", shape, ijk_to_ras)
     report("reading", 0.4)
-    fracture = resample(read_mask(request.fracture), shape, ijk_to_ras, "antialiased")
+    fracture = _in_ct(request.fracture, "fracture mask", shape, ijk_to_ras)
     report("reading", 0.8)
     given = {bone: getattr(request, bone) for bone in NEIGHBOURS if getattr(request, bone)}
-    neighbours = {bone: resample(read_mask(name), shape, ijk_to_ras, "antialiased") for bone, name in given.items()}
+    neighbours = {bone: _in_ct(name, bone, shape, ijk_to_ras) for bone, name in given.items()}
     case = make_case(
         tibia,
         fracture,
@@ -155,20 +180,34 @@ def complete_tibia(request, folder, report):
         request.fixed_piece,
         neighbours,
     )
+    if other_tibia is not None:
+        case = replace(case, other_tibia=other_tibia)
+        given["other_tibia"] = request.other_tibia
     hidden = fracture.array
-    side, completion, warnings = predict(case, request.side, request.method, report)
-
+    warnings = metal_warnings(case)
+    given_side = named_side(request.tibia) or "auto" if request.side == "auto" else request.side
+    side, completion, notes = predict(case, given_side, request.method, report, request.accept_side)
+    warnings += notes
+    predicted = transformed(completion.surface, side_to_right(side))
+    beyond = beyond_scan_mm(predicted.vertices, shape, ijk_to_ras)
+    capped = np.zeros(len(beyond), dtype=bool)
+    ends_at_scan = bool(beyond.max() > 0 and not request.beyond_scan)
+    if beyond.max() > BEYOND_SCAN_MM:
+        warnings.append(scan_end_warning(beyond.max(), request.beyond_scan))
+    if ends_at_scan:
+        completion = without_unseen_ends(completion, beyond > 0)
+        predicted, capped = cut_at_scan_end(predicted, shape, ijk_to_ras)
     warnings += cautions(case, completion)
     report("writing", 0.0)
-    predicted = transformed(completion.surface, side_to_right(side))
     labelmap = voxelize(predicted, shape, ijk_to_ras)
     write_volume(folder / "tibia.nii.gz", labelmap)
     report("writing", 0.6)
     visible = visible_in_place(case, completion, side)
-    distance = distance_to_visible(predicted, visible, case.trusted)
+    distance = distance_to_visible(predicted, visible, completion.trusted)
+    distance[capped] = np.nan
     write_surface(folder / "tibia.ply", predicted)
     write_surface(folder / "tibia.vtp", predicted, {DISTANCE_ARRAY: distance})
-    metrics = measure(predicted, distance)
+    metrics = measure(predicted, distance, capped)
     if completion.motions is None:
         overlap = dice(labelmap.array & ~hidden, tibia.array & ~hidden)
         metrics["dice_visible"] = (overlap, "1", "Dice of predicted and segmented tibia outside the fracture mask")
@@ -184,13 +223,14 @@ def complete_tibia(request, folder, report):
     result = {
         "version": VERSION,
         "inputs": {"ct": request.ct, "tibia": request.tibia, "fracture": request.fracture} | given,
-        "settings": {key: value for key, value in asdict(request).items() if key in ("side", "method", "fixed_piece")},
+        "settings": {key: value for key, value in asdict(request).items() if key in SETTINGS},
         "side": side,
         "method": request.method,
         "model": completion.model,
         "ras_to_standard": (np.linalg.inv(completion.matrix) @ side_to_right(side)).tolist(),
         "metrics": {name: {"value": value, "unit": unit} for name, (value, unit, _) in metrics.items()},
         "distance_sign": SIGN,
+        "ends_at_scan": ends_at_scan,
         "displaced": completion.motions is not None,
         "pieces": piece_records(case, completion, side),
         "intervals_95": {name: width for name, (_, width) in completion.measured.items()},
@@ -200,6 +240,43 @@ def complete_tibia(request, folder, report):
     (folder / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     report("writing", 1.0)
     return result
+
+
+def _in_ct(name, what, shape_kji, ijk_to_ras):
+    """A mask on the CT's grid; refused where it lies beside it, since it then is of another scan."""
+    mask = read_mask(name)
+    placed = resample(mask, shape_kji, ijk_to_ras, "antialiased")
+    if mask.array.any() and not placed.array.any():
+        raise InputError(f"The {what} lies outside the CT: name the CT that it was segmented in.")
+    return placed
+
+
+def scan_end_warning(beyond_mm, beyond_scan):
+    """Sentence about a predicted bone that reaches `beyond_mm` past the scan's end."""
+    if beyond_scan:
+        return (
+            f"The mesh goes on up to {beyond_mm:.0f} mm beyond the scan, where nothing was seen of the bone; the "
+            "labelmap ends where the scan ends."
+        )
+    return (
+        f"The predicted bone reaches up to {beyond_mm:.0f} mm beyond the scan: mesh and labelmap end where the scan "
+        "ends, and --beyond-scan keeps the mesh whole."
+    )
+
+
+def without_unseen_ends(completion, beyond):
+    """The completion without measurements of a joint end that lies beyond the scan.
+
+    Args:
+        completion: `Completion`.
+        beyond: (n,) bool, its vertices that lie beyond the scan.
+    """
+    if not completion.measured:
+        return completion
+    tibia = load_prior(MODEL_ID, "tibia")
+    landmarks = TibiaLandmarks(tibia.mean, tibia.faces)
+    seen = all(np.mean(beyond[vertices]) < 0.5 for vertices in vars(landmarks).values())
+    return completion if seen else replace(completion, measured={})
 
 
 def cautions(case, completion):
@@ -252,11 +329,17 @@ def distance_to_visible(predicted, visible, trusted):
     return distance
 
 
-def measure(predicted, distance):
-    """Figures of one prediction: {name: (value, unit, definition)}."""
+def measure(predicted, distance, capped):
+    """Figures of one prediction: {name: (value, unit, definition)}.
+
+    Args:
+        predicted: the predicted bone, mm.
+        distance: (n,) as by `distance_to_visible`.
+        capped: (n,) bool, vertices where the bone was cut off at the scan's end; the caps are no bone's surface.
+    """
     seen = np.isfinite(distance)
     apart = np.abs(distance[seen])
-    weight = vertex_areas(predicted)
+    weight = vertex_areas(Surface(predicted.vertices, predicted.faces[~capped[predicted.faces].all(1)]))
     shown = weight[seen] / weight[seen].sum()
     return {
         "mean_distance": (
@@ -271,7 +354,7 @@ def measure(predicted, distance):
             "%",
             "share of the predicted surface that no visible bone supports",
         ),
-        "volume": (volume_mm3(predicted) / 1000, "mL", "volume of the predicted tibia"),
+        "volume": (volume_mm3(predicted) / 1000, "mL", "volume of the predicted tibia, as far as the mesh shows it"),
     }
 
 
@@ -283,7 +366,15 @@ def add_arguments(parser):
     parser.add_argument("--fracture", required=True, metavar=name, help="coarse mask over the fracture")
     for bone in NEIGHBOURS:
         parser.add_argument(f"--{bone}", metavar=name, help=f"the {bone} of the same leg, to tell where the joint is")
+    parser.add_argument(
+        "--other-tibia",
+        metavar="FILE[:LABEL|SEGMENT]",
+        help="surface, labelmap or segmentation of the other leg's healthy tibia, as it lies, to take after it",
+    )
     parser.add_argument("--side", choices=(*SIDES, "auto"), default="auto", help="side of the leg (default: by shape)")
+    parser.add_argument(
+        "--accept-side", action="store_true", help="keep a given side although the shape is that of the other"
+    )
     parser.add_argument("--method", choices=tuple(METHODS), default=DEFAULT_METHOD)
     parser.add_argument(
         "--fixed-piece",
@@ -291,6 +382,9 @@ def add_arguments(parser):
         default=1,
         metavar="N",
         help="the visible piece that lies where it belongs, counted from the largest (default: 1)",
+    )
+    parser.add_argument(
+        "--beyond-scan", action="store_true", help="predict past the scan's end (default: the mesh ends there, too)"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES, side_to_right, transform_points
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit, start, with_residual
 from BoneReconstructionLib.surfaces import transformed
@@ -17,8 +16,6 @@ from BoneReconstructionLib.surfaces import transformed
 # deviations (lengths within 3 mm and torsions within 5 degrees in most people), and in size.
 LEG_SHARE = 0.5
 LEG_LOG_SCALE_SD = 0.01
-# The other leg may be of the other side only: the right mirror image fits better by this factor.
-CLEARLY_BETTER = 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,26 +38,17 @@ def fit_other_leg(prior, surface, side):
 
     Args:
         prior: the tibia's shape prior.
-        surface: closed surface, RAS mm, as it lies in its own scan.
+        surface: closed surface of the whole bone, RAS mm, as it lies in its own scan; see
+            `plausibility.check_other_tibia`.
         side: of the broken leg, "left" or "right".
 
     Returns:
         OtherLeg.
-
-    Raises:
-        InputError: the bone is not of the other side.
     """
     other_side = next(name for name in SIDES if name != side)
-    tried = {}
-    for name in SIDES:
-        bone = transformed(surface, side_to_right(name))
-        visible = VisibleSurface(bone, np.ones(len(bone.vertices), dtype=bool))
-        tried[name] = visible, *start(prior, visible)
-    visible, matrix, distance = tried[other_side]
-    if distance > CLEARLY_BETTER * tried[side][2]:
-        raise InputError(
-            f"The other leg's tibia is a {side} one, as the broken one: name the {other_side} tibia, or leave it out."
-        )
+    bone = transformed(surface, side_to_right(other_side))
+    visible = VisibleSurface(bone, np.ones(len(bone.vertices), dtype=bool))
+    matrix, _ = start(prior, visible)
     fitted = fit(prior, visible, matrix)
     vertices = with_residual(prior, fitted, visible).surface.vertices
     scale = float(np.cbrt(np.linalg.det(fitted.matrix[:3, :3])))

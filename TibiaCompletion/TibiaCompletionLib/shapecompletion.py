@@ -4,7 +4,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from BoneReconstructionLib.shapefitting import FIT_NOISE_MM, JointContact, both, fit, unfitted, with_residual
+from BoneReconstructionLib.distances import closest_points
+from BoneReconstructionLib.shapefitting import (
+    FIT_NOISE_MM,
+    JointContact,
+    both,
+    fit,
+    spread_over,
+    unfitted,
+    with_residual,
+)
 from BoneReconstructionLib.shapeposterior import intervals
 from BoneReconstructionLib.shapeprior import ShapePrior, load_leg_prior, load_prior, with_torsion
 from BoneReconstructionLib.surfaces import Surface
@@ -16,6 +25,8 @@ MODEL_ID = "tibia-prior"
 # Half the log evidence that a rigid motion costs: it must explain the visible bone better than by chance, six numbers
 # each known a few dozen times better from the data than before.
 COST_OF_A_MOTION = 20.0
+# A piece of which less lies on the fitted bone, within this distance, was lost by the fit.
+LOST, EXPLAINED_MM, EXPLAINED_POINTS = 0.5, 3.0, 4000
 # Standard deviations of the distance to the bone measured in the CT, mm, in each step of the second fit.
 REFINING_NOISE_MM = (0.8, 0.5, 0.4, 0.3, 0.3, 0.3)
 # Share of the segmented surface that the CT must show as an edge of bone for the CT to be followed.
@@ -39,6 +50,7 @@ class Completion:
         measured: {name: (value, half width of its 95 % interval)} of what one leg may not show, see
             `tibiameasurements`.
         warnings: sentences about what the method met.
+        trusted: (n,) bool, vertices of the case's surface that were believed; None: as in the case.
     """
 
     surface: Surface
@@ -48,6 +60,7 @@ class Completion:
     motions: np.ndarray | None = None
     measured: dict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    trusted: np.ndarray | None = None
 
 
 def complete_by_prior(case, side, matrix, report):
@@ -85,6 +98,8 @@ def complete_by_prior(case, side, matrix, report):
     if visible.pieces > 1:
         apart = fit(prior, visible, matrix, True, contacts, report=lambda fraction: report(share * (1 + fraction)))
         displaced = fitted.cost - apart.cost > COST_OF_A_MOTION * (visible.pieces - 1)
+        # A piece that lies far off is an outlier of the common fit, which then costs little.
+        displaced |= least_explained(fitted, shown) < LOST < least_explained(apart, shown)
         fitted = apart if displaced else fitted
     measured, known = measured_in_ct(case, side, with_residual(tibia, of_tibia(fitted), shown))
     report(0.7)
@@ -113,6 +128,15 @@ def complete_by_prior(case, side, matrix, report):
     completion = _completion(tibia, replace(completed, matrix=completed.matrix @ size))
     motions = fitted.motions if displaced else None
     return replace(completion, motions=motions, measured=figures, warnings=tuple(warnings))
+
+
+def least_explained(fitted, visible):
+    """Share of the worst explained piece's visible surface that lies on the fitted bone, 0 to 1."""
+    index = np.flatnonzero(visible.trusted)
+    index = index[spread_over(len(index), EXPLAINED_POINTS)]
+    distance = closest_points(visible.reduced(fitted.motions).surface.vertices[index], fitted.surface)[1]
+    pieces = visible.piece[index]
+    return min(np.mean(distance[pieces == number] < EXPLAINED_MM) for number in np.unique(pieces))
 
 
 def joint_contacts(case, side, landmarks):

@@ -12,12 +12,10 @@ from functools import cache, lru_cache
 import numpy as np
 
 from BoneReconstructionLib.frames import transform_points
-from BoneReconstructionLib.meshing import mask_surface
-from BoneReconstructionLib.overlap import volume_ml
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.virtualfractures import displaced_labels, draw_fracture, fracture_ct
-from BoneReconstructionLib.volumes import Volume, bounding_box, crop
-from TibiaCompletionLib.case import BOX_MARGIN_MM, TibiaCase, make_case
+from BoneReconstructionLib.volumes import Volume, crop
+from TibiaCompletionLib.case import TibiaCase, make_case
 from TibiaCompletionLib.evaluation.foreignrenderer import foreign_scan
 from TibiaCompletionLib.evaluation.people import Leg, has_neighbours, leg_names, read_leg
 from TibiaCompletionLib.evaluation.scans import Scan, trained_scan
@@ -203,24 +201,7 @@ def _completion_input(tibia, mask, ct, neighbours):
     def read_ct(lower, upper):
         return crop(Volume(ct(), tibia.ijk_to_ras), lower, upper)
 
-    if mask.array.any():
-        return make_case(tibia, mask, read_ct, neighbours=neighbours)
-    # A whole bone: `make_case` asks for a mask, as a patient's case always has one.
-    lower, upper = bounding_box(tibia.array)
-    margin = np.ceil(BOX_MARGIN_MM / tibia.spacing[::-1]).astype(int)
-    lower, upper = lower - margin, upper + margin
-    tibia, mask = crop(tibia, lower, upper), crop(mask, lower, upper)
-    surface = mask_surface(tibia)
-    count = len(surface.vertices)
-    return TibiaCase(
-        tibia,
-        mask,
-        lambda: read_ct(lower, upper),
-        surface,
-        trusted=np.ones(count, dtype=bool),
-        piece=np.zeros(count, dtype=int),
-        piece_volumes_ml=(volume_ml(tibia),),
-    )
+    return make_case(tibia, mask, read_ct, neighbours=neighbours, whole=not mask.array.any())
 
 
 def _region(leg, case):

@@ -28,7 +28,7 @@ OUTSIDE_RANGES = {
 BLUR_MM = (0.6, 0.6, 1.0)
 NOISE_HU = (35.0, 50.0)
 MUSCLE_HU, FAT_HU = 60.0, -90.0
-TEXTURE_MM, TEXTURE_HU = 1.2, 60.0
+TEXTURE_MM, TEXTURE_HU = 2.0, 100.0  # coarser and stronger than the training's
 SUPERSAMPLES = 2
 # Between muscle and the brightest voxel around: halfway, where a blurred edge lies; one threshold for all would make
 # the bone a millimetre too thick where its cortex is dense.
@@ -47,27 +47,30 @@ NOISE_POWER = (0.94, 0.94, 1.03, 1.02, 1.02, 0.98, 0.95, 0.79, 0.0)
 NOISE_TILE = 96
 
 
-def foreign_scan(leg, seed):
+def foreign_scan(leg, seed, grid=None):
     """Scan a leg by the foreign renderer.
 
     Args:
         leg: the `Leg`.
         seed: integers, of grid, tissue, noise and the segmentation's errors.
+        grid: ((K, J, I), (4, 4) ijk_to_ras); None for an oblique one around the tibia.
 
     Returns:
         Scan.
     """
     generator = np.random.default_rng([*seed, 2])
-    spacing = np.array(SPACING_MM)
-    shape, ijk_to_ras = oblique_grid(leg, spacing, generator, flipped="i")
+    shape, ijk_to_ras = oblique_grid(leg, np.array(SPACING_MM), generator, flipped="i") if grid is None else grid
+    spacing = np.array(SPACING_MM) if grid is None else np.linalg.norm(ijk_to_ras[:3, :3], axis=0)
     tissue = {name: float(generator.uniform(*limits[generator.integers(2)])) for name, limits in OUTSIDE_RANGES.items()}
     noise_hu = generator.uniform(*NOISE_HU)
     sharp = _soft_tissue(shape, spacing, generator)
     texture = _Texture(generator)
-    masks, distances = {}, {}
+    masks = {}
     for name, bone in long_bones(leg, shape, ijk_to_ras).items():
         masks[name] = voxelize(bone.surface, shape, ijk_to_ras)
-        distances[name] = distance = bone.field.on_grid(shape, ijk_to_ras)
+        distance = bone.field.on_grid(shape, ijk_to_ras)
+        if name == "tibia":
+            to_tibia = distance
         place = np.nonzero(distance < np.linalg.norm(spacing) / 2)
         share, hu = _supersampled(bone, tissue, texture, np.stack(place[::-1], 1), ijk_to_ras)
         sharp[place] += share * (hu - sharp[place])
@@ -80,7 +83,7 @@ def foreign_scan(leg, seed):
         return thresholded(mask, read_ct(), spacing, np.random.default_rng([*seed, 4]))
 
     tibia = masks.pop("tibia")
-    return Scan(tibia, masks, distances["tibia"], sharp, MUSCLE_HU, scanned, segmented)
+    return Scan(tibia, masks, to_tibia, sharp, MUSCLE_HU, scanned, segmented)
 
 
 def ct_noise(shape_kji, spacing, generator):

@@ -1,6 +1,7 @@
 """Scans of real legs: an oblique grid around the bone and the CT that the training's plain renderer would make of it.
 
-The plain renderer is that of the virtual patients, in numpy: cortical shell, inside, outside, blur and white noise.
+The plain renderer is that of the virtual patients, in numpy and without what may be switched off in them: cortical
+shell, inside, muscle all around, blur and white noise.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,9 @@ FIELD_SPACING_MM = 1.5
 SIDE_MARGIN_MM = 18.0
 END_MARGIN_MM = 35.0
 TILT_DEGREES = (4.0, 9.0)
+SPACING_MM = (0.7, 0.7, 1.0)
 
-# The ranges of the training's virtual patients (`virtualpatients.PatientRanges`), for which torch is not needed here.
+# Of the ranges of the training's virtual patients (`virtualpatients.PatientRanges`); torch is not needed here.
 TRAINED_RANGES = {
     "shaft_cortex_mm": (3.5, 5.5),
     "end_cortex_mm": (0.9, 1.6),
@@ -46,8 +48,8 @@ class Scan:
         sharp: (K, J, I) float32 HU before the scanner's blur and noise.
         soft_tissue_hu: what takes the place of bone that is gone.
         scanned: makes an image in HU of a sharp one: blur and noise.
-        segmented: makes the tibia's input mask of (true mask (K, J, I) bool, CT (K, J, I) HU or a function that
-            returns it).
+        segmented: makes the tibia's input mask of (true mask (K, J, I) bool, function that returns the CT
+            (K, J, I) HU).
     """
 
     tibia: Volume
@@ -176,22 +178,25 @@ def bone_hu(tissue, distance, height):
     return cortex + depth * (inside - cortex)
 
 
-def trained_scan(leg, seed):
+def trained_scan(leg, seed, grid=None):
     """Scan a leg as the training's virtual patients are scanned; the segmentation is the true bone.
 
     Args:
         leg: the `Leg`.
         seed: integers, of grid, tissue and noise.
+        grid: ((K, J, I), (4, 4) ijk_to_ras); None for an oblique one around the tibia.
     """
     generator = np.random.default_rng(seed)
-    spacing = np.array([0.7, 0.7, 1.0])
-    shape, ijk_to_ras = oblique_grid(leg, spacing, generator)
+    shape, ijk_to_ras = oblique_grid(leg, np.array(SPACING_MM), generator) if grid is None else grid
+    spacing = np.array(SPACING_MM) if grid is None else np.linalg.norm(ijk_to_ras[:3, :3], axis=0)
     tissue = {name: float(generator.uniform(*limits)) for name, limits in TRAINED_RANGES.items()}
     sharp = np.full(shape, tissue["soft_tissue_hu"], dtype=np.float32)
-    masks, distances = {}, {}
+    masks = {}
     for name, bone in long_bones(leg, shape, ijk_to_ras).items():
         masks[name] = voxelize(bone.surface, shape, ijk_to_ras)
-        distances[name] = distance = bone.field.on_grid(shape, ijk_to_ras)
+        distance = bone.field.on_grid(shape, ijk_to_ras)
+        if name == "tibia":
+            to_tibia = distance
         place = np.nonzero(distance < spacing.min())
         points = transform_points(ijk_to_ras, np.stack(place[::-1], 1))
         share = np.clip(0.5 - distance[place] / spacing.min(), 0, 1)
@@ -204,5 +209,5 @@ def trained_scan(leg, seed):
 
     tibia = masks.pop("tibia")
     return Scan(
-        tibia, masks, distances["tibia"], sharp, tissue["soft_tissue_hu"], scanned, lambda mask, read_ct: mask
+        tibia, masks, to_tibia, sharp, tissue["soft_tissue_hu"], scanned, lambda mask, read_ct: mask
     )
