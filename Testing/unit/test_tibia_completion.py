@@ -534,7 +534,7 @@ def test_a_fracture_mask_outside_the_ct_is_refused(refused, coarse, tmp_path):
     away = gap.ijk_to_ras.copy()
     away[:3, 3] += 5000
     write_volume(tmp_path / "f.nrrd", Volume(gap.array, away))
-    assert "empty" in refused(fracture=tmp_path / "f.nrrd")
+    assert "outside the CT" in refused(fracture=tmp_path / "f.nrrd")
 
 
 def test_a_mask_of_the_whole_bone_is_refused(refused, coarse, tmp_path):

@@ -135,7 +135,8 @@ def test_people_lie_in_the_scanner_as_their_seed_says_and_none_is_left_out_by_mi
 
 
 def test_a_bone_with_no_room_for_its_tilt_lies_straighter():
-    slim, wide = (np.array([[x, 0.0, z] for x in (-1, 1) for z in (-200, 200)]) * (half, 1, 1) for half in (1.0, 62.0))
+    corners = np.stack(np.meshgrid([-1.0, 1.0], [-1.0, 1.0], [-200.0, 200.0]), -1).reshape(-1, 3)
+    slim, wide = (corners * (half, half, 1) for half in (1.0, 62.0))
     turned = {name: np.arccos((np.trace(scanner_pose(5, bone)) - 1) / 2) for name, bone in (("s", slim), ("w", wide))}
     assert turned["w"] < turned["s"]
     for bone in (slim, wide):
