@@ -1,11 +1,9 @@
 """`bonerecon evaluate finding`: how well tibiae are found in CTs of real people's legs, with bones in contact."""
 
-import csv
 import os
 import time
 from pathlib import Path
 
-import numpy as np
 
 from BoneReconstructionLib.distances import surface_distances
 from BoneReconstructionLib.errors import InputError
@@ -13,6 +11,7 @@ from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.overlap import dice
 from TibiaCompletionLib.evaluation.legscenes import RENDERERS, make_scene
 from TibiaCompletionLib.evaluation.people import leg_names
+from TibiaCompletionLib.evaluation.runner import write_rows
 from TibiaCompletionLib.tibiafinding import find_tibiae
 
 COLUMNS = ("subject", "side", "renderer", "found_side", "dice", "assd_mm", "seen_share", "rms_mm", "seconds")
@@ -66,7 +65,7 @@ def evaluate(folder, output):
                 row |= {"subject": subject, "renderer": renderer}
                 rows.append(row)
                 print(_line(row), flush=True)
-            _write(output, rows)
+            write_rows(output, rows, COLUMNS)
     return rows
 
 
@@ -98,24 +97,3 @@ def _line(row):
         return f"{start}not found, {row['seconds']:.1f} s"
     right = "right side" if row["found_side"] == row["side"] else "WRONG SIDE"
     return f"{start}Dice {row['dice']:.4f}, ASSD {row['assd_mm']:.2f} mm, {right}, {row['seconds']:.1f} s for the scan"
-
-
-def _write(path, rows):
-    """Write rows as CSV in one go; NaN is an empty field."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(COLUMNS)
-            writer.writerows([_field(row[name]) for name in COLUMNS] for row in rows)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _field(value):
-    if not isinstance(value, float):
-        return value
-    return "" if np.isnan(value) else f"{value:.4f}"

@@ -113,14 +113,14 @@ def evaluate(folder, output, methods, quick, jobs):
     return [row for index in sorted(rows) for row in rows[index]]
 
 
-def write_rows(path, rows):
-    """Write rows as CSV in one go; NaN is an empty field."""
+def write_rows(path, rows, columns=COLUMNS):
+    """Write rows {column: value} as CSV in one go; NaN is an empty field."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
-            writer.writerow(COLUMNS)
-            writer.writerows([_field(name, row[name]) for name in COLUMNS] for row in rows)
+            writer.writerow(columns)
+            writer.writerows([_field(name, row[name]) for name in columns] for row in rows)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): name another file.") from error
