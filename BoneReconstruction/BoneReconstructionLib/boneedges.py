@@ -21,6 +21,7 @@ AVERAGINGS = 2
 OUTSIDE_HU = -1024.0  # of voxels that the scanner did not see
 NOISE_HU = 40.0
 ITERATIONS = 12
+CONVERGED = 0.999  # an edge whose cost falls less than this in a step has been found
 # Density of the thinnest cortex relative to thick cortex; where the image is brighter, the cortex is denser.
 THIN = 0.7
 # Soft tissue outside and bone inside in HU, place in mm, log thickness in mm, log density relative to thick cortex.
@@ -32,7 +33,7 @@ REACH_MM = 2.6
 POOR_FIT_HU = 120.0
 LEAST_CONTRAST_HU = 150.0
 BLURS_MM = np.arange(0.4, 1.61, 0.1)
-BLUR_POINTS = 500
+BLUR_POINTS = 250
 FLAT, STEEP = 0.2, 0.4
 
 
@@ -144,35 +145,40 @@ def _fit(values, cortex, blur):
     state = expected.copy()
     state[:, 2] = STEPS[start]
 
-    def model(state):
+    def model(state, rows):
+        """Curves and their derivatives of some rows, and what these cost."""
         soft, inner, edge, thickness, density = (state[:, k, None] for k in range(5))
+        width = blur[rows]
         thickness, density = np.exp(thickness), cortex * np.exp(density)
-        outer, endosteal = (edge - STEPS) / blur, (edge - thickness - STEPS) / blur
+        outer, endosteal = (edge - STEPS) / width, (edge - thickness - STEPS) / width
         step, back = ndtr(outer), ndtr(endosteal)
-        pulse, back_pulse = (np.exp(-0.5 * x * x) / (np.sqrt(2 * np.pi) * blur) for x in (outer, endosteal))
+        pulse, back_pulse = (np.exp(-0.5 * x * x) / (np.sqrt(2 * np.pi) * width) for x in (outer, endosteal))
         curve = soft + (density - soft) * step - (density - inner) * back
         shift = (density - inner) * back_pulse
         slopes = [1 - step, back, (density - soft) * pulse - shift, shift * thickness, density * (step - back)]
-        return curve, np.stack(slopes, 2)
+        misfit = (weight[rows] * (values[rows] - curve) ** 2).sum(1)
+        return curve, np.stack(slopes, 2), misfit + (((state - expected[rows]) / SPREAD) ** 2).sum(1)
 
-    def cost(curve, state):
-        return (weight * (values - curve) ** 2).sum(1) + (((state - expected) / SPREAD) ** 2).sum(1)
-
+    running = np.arange(len(values))
     damping = np.full(len(values), 1e-2)
-    curve, jacobian = model(state)
-    best = cost(curve, state)
+    curve, jacobian, best = model(state, running)
     for _ in range(ITERATIONS):
-        weighted = jacobian * weight[:, :, None]
-        normal = weighted.transpose(0, 2, 1) @ jacobian + np.diag(SPREAD**-2)
-        right = (weighted * (values - curve)[:, :, None]).sum(1) - (state - expected) / SPREAD**2
-        damped = normal + damping[:, None, None] * normal * np.eye(5)
+        weighted = jacobian[running] * weight[running, :, None]
+        normal = weighted.transpose(0, 2, 1) @ jacobian[running] + np.diag(SPREAD**-2)
+        residual = (values - curve)[running, :, None]
+        right = (weighted * residual).sum(1) - (state - expected)[running] / SPREAD**2
+        damped = normal + damping[running, None, None] * normal * np.eye(5)
         step = np.linalg.solve(damped, right[:, :, None])[:, :, 0]
-        trial = state + np.clip(step, -LARGEST_STEP, LARGEST_STEP)
-        new_curve, new_jacobian = model(trial)
-        new = cost(new_curve, trial)
-        better = new < best
-        state[better], curve[better], jacobian[better] = trial[better], new_curve[better], new_jacobian[better]
-        best = np.where(better, new, best)
-        damping = np.where(better, damping / 3, damping * 5)
+        trial = state[running] + np.clip(step, -LARGEST_STEP, LARGEST_STEP)
+        new_curve, new_jacobian, new = model(trial, running)
+        better = new < best[running]
+        changed = running[better]
+        ended = better & (new > CONVERGED * best[running])
+        state[changed], curve[changed], jacobian[changed] = trial[better], new_curve[better], new_jacobian[better]
+        best[changed] = new[better]
+        damping[running] *= np.where(better, 1 / 3, 5.0)
+        running = running[~ended]
+        if not len(running):
+            break
     used = weight > 0
     return state, np.sqrt((used * (values - curve) ** 2).sum(1) / used.sum(1))

@@ -14,6 +14,9 @@ from BoneReconstructionLib import jobs
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.version import VERSION
 
+# Read when numpy is imported. Our matrix products are so small that OpenBLAS's threads mostly wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 _COMMANDS = {
     "complete-tibia": (
         "TibiaCompletionLib.completion",

@@ -235,8 +235,8 @@ def fit_sharp_bone(prior, path):
     """Fit one surface file `<subject>_<L|R>.ply`; its frame is LPS or RAS, which differ by a rotation only."""
     subject, side = path.stem.rsplit("_", 1)
     surface = transformed(read_surface(path), side_to_right({"L": "left", "R": "right"}[side]))
-    visible = VisibleSurface(surface, np.ones(len(surface.vertices), dtype=bool))
-    fitted = fit(prior, visible, start(prior, visible)[0])
+    visible = VisibleSurface.whole(surface)
+    fitted = fit(prior, visible, start(prior, visible))
     # Coarsely: what one scan shows finer than that is its noise.
     refined = with_residual(prior, fitted, visible, RESIDUAL_SUPPORTS_MM[:1])
     moved = refined.surface.vertices - fitted.surface.vertices
@@ -398,12 +398,12 @@ def leave_one_out(people, report):
         truth = Surface(people.shapes[person] * scale, people.faces)
         height = truth.vertices[:, 2]
         middle = (height.min() + height.max()) / 2
-        everything = VisibleSurface(truth, np.ones(len(height), dtype=bool))
+        everything = VisibleSurface.whole(truth)
         for name, visible in (
             ("whole", everything),
             ("shaft gap 60 mm", without_band(truth, height, middle - 30, middle + 30)),
         ):
-            fitted = with_residual(prior, fit(prior, visible, start(prior, visible)[0]), visible)
+            fitted = with_residual(prior, fit(prior, visible, start(prior, visible)), visible)
             distances = surface_distances(fitted.surface, truth)
             if name == "whole":
                 errors[name].append(distances.assd)

@@ -8,12 +8,13 @@ where visible bone ends.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from BoneReconstructionLib.distances import closest_points
+from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.frames import rotation_about, similarity_from_points, transform_points
 from BoneReconstructionLib.shapeprior import compact_smoothing
 from BoneReconstructionLib.surfaces import Surface, vertex_normals
@@ -42,7 +43,7 @@ MOTION_SD_DEGREES = 10.0
 SCALE_RANGE = (0.75, 1.3)
 PARTIAL_SCALE_RANGE = (0.9, 1.1)
 FIT_POINTS = 4000
-RESIDUAL_POINTS = (5000, 20000)
+RESIDUAL_POINTS = (3000, 8000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +62,34 @@ class VisibleSurface:
     piece: np.ndarray | None = None
     part: np.ndarray | None = None
 
+    @classmethod
+    def whole(cls, surface):
+        """All of a bone's surface, in one piece."""
+        return cls(surface, np.ones(len(surface.vertices), dtype=bool))
+
     @property
     def pieces(self):
         """Number of rigid pieces."""
         return 1 if self.piece is None else int(self.piece.max()) + 1
 
+    @cached_property
+    def normals(self):
+        """(n, 3) outward unit normals."""
+        return vertex_normals(self.surface)
+
+    @cached_property
+    def tree(self):
+        """kd-tree of the vertices, in which parts are out of each other's reach."""
+        return _tree(_apart(self.surface.vertices, self.part))
+
+    @cached_property
+    def locator(self):
+        """`SurfaceLocator` of the surface."""
+        return SurfaceLocator(self.surface)
+
     def reduced(self, motions):
         """The same with each piece moved by its (4, 4) rigid motion of (p, 4, 4), mm."""
-        if self.pieces == 1:
+        if (motions == np.eye(4)).all():
             return self
         vertices = self.surface.vertices.copy()
         for piece in range(1, self.pieces):
@@ -202,19 +223,26 @@ def starting_poses(prior, points):
 
 
 def start(prior, visible):
+    """The pose that `search` finds: a (4, 4) similarity data_from_standard to begin a fit with."""
+    return search(prior, visible)[0].matrix
+
+
+def search(prior, visible):
     """Find the pose by trying `starting_poses` with the mean bone, size free, and the best of them with the modes.
 
     The data's frame is RAS: where the shape alone does not tell proximal from distal, proximal is towards the head.
 
+    Args:
+        prior: the shape prior.
+        visible: the visible bone, right side; its pieces are taken as they lie.
+
     Returns:
-        (matrix, distance): the best (4, 4) similarity data_from_standard, and the mean distance in mm of the visible
-        bone to the prior's modes fitted there.
+        (`ShapeFit` of the prior without its kernels, mean distance in mm of the visible bone to it).
     """
-    points = visible.surface.vertices[visible.trusted]
-    normals = vertex_normals(visible.surface)[visible.trusted]
-    chosen = spread_over(len(points), START_POINTS)
-    points, normals = points[chosen], normals[chosen]
-    tree = cKDTree(prior.mean)
+    chosen = np.flatnonzero(visible.trusted)
+    chosen = chosen[spread_over(len(chosen), START_POINTS)]
+    points, normals = visible.surface.vertices[chosen], visible.normals[chosen]
+    tree = _tree(prior.mean)
     mean_normals = vertex_normals(Surface(prior.mean, prior.faces))
 
     def improve(matrix, limits, steps):
@@ -241,12 +269,11 @@ def start(prior, visible):
         return result[1]
 
     def tried_with_modes(matrix):
-        """(matrix, mean distance) once the modes were fitted, too: another pose cannot be made to fit by them."""
+        """(fit, mean distance) once the modes were fitted, too: another pose cannot be made to fit by them."""
         fitted = fit(flexible, visible, matrix, noise_mm=TRIAL_NOISE_MM, points=TRIAL_POINTS)
-        vertices = fitted.surface.vertices
-        distance, nearest = cKDTree(vertices).query(points)
+        distance, nearest = _tree(fitted.surface.vertices).query(points)
         agree = (vertex_normals(fitted.surface)[nearest] * normals).sum(1)
-        return fitted.matrix, mean_distance(distance, agree)
+        return fitted, mean_distance(distance, agree)
 
     flexible = replace(prior, kernels=())
     best = []
@@ -310,19 +337,17 @@ def fit(
     current = begin
     if not isinstance(begin, ShapeFit):
         current = unfitted(prior, begin, np.tile(np.eye(4), (visible.pieces, 1, 1)))
-    tree = None
     for step, noise in enumerate(noise_mm):
         shape = prior.shape(current.mode_weights, current.kernel_weights)
         surface = Surface(transform_points(current.matrix, shape), prior.faces)
         normals = vertex_normals(surface)
-        if tree is None or len(free):
-            reduced = visible.reduced(current.motions).surface
-            data, data_normals = reduced.vertices, vertex_normals(reduced)
-            tree = cKDTree(_apart(data, visible.part))
+        if displaced or step == 0:
+            reduced = visible.reduced(current.motions)
+            data, data_normals = reduced.surface.vertices, reduced.normals
         model = _apart(surface.vertices, prior.part)
-        nearest = tree.query(model[model_points])[1]
+        nearest = reduced.tree.query(model[model_points])[1]
         kept = visible.trusted[nearest]
-        nearest_vertex = cKDTree(model).query(_apart(data, visible.part)[data_points])[1]
+        nearest_vertex = _tree(model).query(_apart(data[data_points], visible.part, data_points))[1]
         vertex = np.concatenate([model_points[kept], nearest_vertex])
         target = np.concatenate([nearest[kept], data_points])
         # The plane's normal is the data's where the model asks and the model's where the data ask.
@@ -360,9 +385,14 @@ class _Rows:
         return _Rows(*(np.concatenate(columns) for columns in zip(*(vars(rows).values() for rows in (self, *others)))))
 
 
-def _apart(points, part):
-    """Points with a fourth coordinate that keeps parts out of each other's reach in a kd-tree."""
-    return points if part is None else np.column_stack([points, 1e4 * part])
+def _apart(points, part, index=slice(None)):
+    """Points with a fourth coordinate that keeps parts, part[index], out of each other's reach in a kd-tree."""
+    return points if part is None else np.column_stack([points, 1e4 * part[index]])
+
+
+def _tree(points):
+    """A kd-tree that is quickly built: most are asked no more often than they have points."""
+    return cKDTree(points, balanced_tree=False, compact_nodes=False)
 
 
 def _contact_rows(contact, surface, axis, noise):
@@ -476,13 +506,12 @@ def with_residual(prior, fitted, visible, supports_mm=RESIDUAL_SUPPORTS_MM):
     Returns:
         ShapeFit with another surface.
     """
-    surface, data = fitted.surface, visible.reduced(fitted.motions).surface
-    data_normals = vertex_normals(data)
+    surface, reduced = fitted.surface, visible.reduced(fitted.motions)
     for support, count in zip(supports_mm, RESIDUAL_POINTS):
         normals = vertex_normals(surface)
-        found, distance, face = closest_points(surface.vertices, data)
-        corners = data.faces[face]
-        agree = (normals * data_normals[corners].mean(1)).sum(1)
+        found, distance, face = reduced.locator.closest(surface.vertices)
+        corners = reduced.surface.faces[face]
+        agree = (normals * reduced.normals[corners].mean(1)).sum(1)
         usable = visible.trusted[corners].all(1) & (agree > MINIMUM_NORMAL_AGREEMENT) & (distance < 4.0)
         offset = (normals * (found - surface.vertices)).sum(1)
         usable = np.flatnonzero(usable)

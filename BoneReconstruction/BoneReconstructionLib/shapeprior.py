@@ -14,7 +14,8 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib import modelzoo
 
-KERNEL_NODES = 700
+KERNEL_NODES = 300
+CG_TOLERANCE = 1e-4
 FIBULA_SHIFT_SD_MM = (2.0, 2.0, 3.0)
 FIBULA_LENGTH_SD = 0.012
 FIBULA_TURN_SD_DEGREES = (0.7, 0.7, 4.0)
@@ -132,22 +133,26 @@ def compact_smoothing(points, values, at, radius, noise):
     Returns:
         (m,) predictions.
     """
+    from scipy.sparse import coo_array
     from scipy.sparse.linalg import cg
 
     tree, query = cKDTree(points / radius), cKDTree(at / radius)
 
-    def covariance(left, right):
-        matrix = left.sparse_distance_matrix(right, 1.0, output_type="coo_matrix").tocsr()
-# Distances of 0 are stored, too: coincident points have covariance 1.
-        matrix.data = (1 - matrix.data) ** 4 * (4 * matrix.data + 1)
-        return matrix
+    def covariances(other):
+        """(i, j, covariance) of places and data within each other's reach."""
+        near = other.sparse_distance_matrix(tree, 1.0, output_type="ndarray")
+        covariance = (1 - near["v"]) ** 4 * (4 * near["v"] + 1)
+        return near["i"], near["j"], covariance.astype(np.float32)
 
-    own = covariance(tree, tree)
-    own.setdiag(1.0 + noise**2)
-    weights, failed = cg(own, values, rtol=1e-4, maxiter=500)
+    row, column, covariance = covariances(tree)
+    covariance[row == column] += noise**2
+    own = coo_array((covariance, (row, column)), shape=(len(points), len(points)))
+    own.has_canonical_format = True  # every pair is found once, which need not be checked
+    weights, failed = cg(own.tocsr(), values.astype(np.float32), rtol=CG_TOLERANCE, maxiter=500)
     if failed:
         raise ArithmeticError("The smoothing of the residual did not converge.")
-    return covariance(query, tree) @ weights
+    row, column, covariance = covariances(query)
+    return np.bincount(row, covariance * weights[column], len(at))
 
 
 def load_prior(model_id, bone):

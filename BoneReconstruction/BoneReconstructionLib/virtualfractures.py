@@ -156,7 +156,7 @@ class _Bone:
     def __init__(self, surface, side):
         mirror = side_to_right(side)
         right = transformed(surface, mirror)
-        pose = start(load_prior(PRIOR_MODEL, "tibia"), VisibleSurface(right, np.ones(len(right.vertices), bool)))[0]
+        pose = start(load_prior(PRIOR_MODEL, "tibia"), VisibleSurface.whole(right))
         rigid = pose.copy()
         rigid[:3, :3] /= np.cbrt(np.linalg.det(pose[:3, :3]))
         self.right_from_ras = np.linalg.inv(rigid) @ mirror

@@ -60,8 +60,8 @@ def fit_errors(prior, surface, side):
     length = np.ptp(along(right))
     for wanted in (length, *LENGTHS_MM):
         scaled = Surface(right.vertices * (wanted / length), right.faces)
-        visible = VisibleSurface(scaled, np.ones(len(scaled.vertices), dtype=bool))
-        fitted = with_residual(prior, fit(prior, visible, start(prior, visible)[0]), visible)
+        visible = VisibleSurface.whole(scaled)
+        fitted = with_residual(prior, fit(prior, visible, start(prior, visible)), visible)
         yield surface_distances(fitted.surface, scaled).assd
 
 

@@ -14,6 +14,7 @@ from BoneReconstructionLib.shapefitting import (
     ShapeFit,
     VisibleSurface,
     fit,
+    search,
     start,
     starting_poses,
     with_residual,
@@ -30,7 +31,7 @@ def prior():
 
 
 def whole(surface):
-    return VisibleSurface(surface, np.ones(len(surface.vertices), dtype=bool))
+    return VisibleSurface.whole(surface)
 
 
 def of_length(surface, length_mm):
@@ -53,7 +54,7 @@ def turn_between(found, truth):
 
 
 def fitted_to(prior, visible):
-    return with_residual(prior, fit(prior, visible, start(prior, visible)[0]), visible)
+    return with_residual(prior, fit(prior, visible, start(prior, visible)), visible)
 
 
 # ---- what is visible ----
@@ -80,7 +81,8 @@ def test_a_whole_bone_is_found_from_any_direction_and_at_any_size(prior, scale, 
     truth = random_pose(seed)
     surface = of_length(Surface(random_tibiae(seed, 1)[0], prior.faces), scale * np.ptp(prior.mean[:, 2]))
     moved = transformed(surface, truth)
-    matrix, distance = start(prior, whole(moved))
+    found, distance = search(prior, whole(moved))
+    matrix = found.matrix
     assert turn_between(matrix, truth) < 10
     assert np.cbrt(np.linalg.det(matrix[:3, :3])) == pytest.approx(scale, rel=0.05)
     assert np.linalg.norm(transform_points(matrix, prior.mean) - moved.vertices, axis=1).mean() < 10
@@ -97,16 +99,16 @@ def test_150_mm_of_either_end_are_found_from_any_direction(prior, end, length, s
     shown = height > height.max() - 150 if end == "proximal" else height < height.min() + 150
     band = (-np.inf, height.max() - 150) if end == "proximal" else (height.min() + 150, np.inf)
     moved = transformed(surface, truth)
-    matrix, _ = start(prior, without_band(moved, height, *band))
+    matrix = start(prior, without_band(moved, height, *band))
     assert turn_between(matrix, truth) < 12
     assert np.linalg.norm(transform_points(matrix, prior.mean) - moved.vertices, axis=1)[shown].mean() < 20
 
 
 def test_a_mirrored_bone_is_found_less_well_and_never_by_mirroring(prior):
     surface = transformed(unseen_tibia(), random_pose(8))
-    matrix, distance = start(prior, whole(surface))
-    wrong, wrong_distance = start(prior, whole(transformed(surface, MIRROR)))
-    assert np.linalg.det(matrix[:3, :3]) > 0 and np.linalg.det(wrong[:3, :3]) > 0
+    right, distance = search(prior, whole(surface))
+    wrong, wrong_distance = search(prior, whole(transformed(surface, MIRROR)))
+    assert np.linalg.det(right.matrix[:3, :3]) > 0 and np.linalg.det(wrong.matrix[:3, :3]) > 0
     assert wrong_distance > 1.5 * distance
 
 
@@ -131,7 +133,7 @@ def seen_whole(prior):
     """An unseen tibia in a random pose, and the fit to all of it before the residual."""
     visible = whole(transformed(unseen_tibia(), random_pose(10)))
     fractions = []
-    fitted = fit(prior, visible, start(prior, visible)[0], report=fractions.append)
+    fitted = fit(prior, visible, start(prior, visible), report=fractions.append)
     return visible, fitted, fractions
 
 
@@ -178,7 +180,7 @@ def gap(prior):
     """An unseen tibia, what is visible of it beside a gap of 60 mm, and the fit with and without the residual."""
     surface = unseen_tibia(12)
     visible = without_band(surface, surface.vertices[:, 2], -GAP_MM, GAP_MM)
-    fitted = fit(prior, visible, start(prior, visible)[0])
+    fitted = fit(prior, visible, start(prior, visible))
     return surface, visible, fitted, with_residual(prior, fitted, visible)
 
 

@@ -9,7 +9,7 @@ from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import MIRROR, transform_points
 from BoneReconstructionLib.surfaces import is_closed, volume_mm3
 from BoneReconstructionLib.volumes import Volume, crop
-from TibiaCompletionLib.case import check_visible_length, make_case
+from TibiaCompletionLib.case import beyond_cuts, check_visible_length, make_case
 
 VOXEL_MM = np.linalg.norm(COARSE[:3, :3], axis=0)
 
@@ -103,6 +103,34 @@ def test_bone_cut_by_any_side_of_the_scan_is_not_trusted_there(broken, axis, end
     depth = place if end == 0 else tibia.shape[axis] - 1 - place
     assert (depth < 0.6).any() and not cut.trusted[depth < 0.6].any()
     assert cut.trusted[(depth > 5) & (np.abs(broken.heights(cut.surface.vertices)) > 30 + 3 * VOXEL_MM.max())].all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("end", ["lower", "upper"])
+def test_what_lies_beyond_a_cut_of_the_masks_own_volume_is_known(broken, axis, end):
+    shape, place = broken.bone.shape, [int(np.median(index)) for index in np.nonzero(broken.bone.array)]
+    lower, upper = np.zeros(3, dtype=int), np.array(shape)
+    (lower if end == "lower" else upper)[axis] = place[axis]
+    expected = np.ones(shape, dtype=bool)
+    expected[tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))] = False
+    cut = crop(broken.bone, lower, upper)
+    np.testing.assert_array_equal(beyond_cuts(cut, shape, broken.bone.ijk_to_ras), expected)
+    turned = Volume(cut.array[::-1, :, ::-1], cut.ijk_to_ras @ flipped(cut.shape))
+    np.testing.assert_array_equal(beyond_cuts(turned, shape, broken.bone.ijk_to_ras), expected)
+
+
+def flipped(shape):
+    """(4, 4) matrix from the indices of an array turned round along i and k to those that it had."""
+    matrix = np.diag([-1.0, 1.0, -1.0, 1.0])
+    matrix[[0, 2], 3] = shape[2] - 1, shape[0] - 1
+    return matrix
+
+
+def test_a_mask_that_holds_the_whole_bone_has_no_cuts(broken):
+    shape, matrix = broken.bone.shape, broken.bone.ijk_to_ras
+    assert not beyond_cuts(broken.bone, shape, matrix).any()
+    lower, upper = (np.array(index) for index in zip(*((i.min(), i.max() + 1) for i in np.nonzero(broken.bone.array))))
+    assert not beyond_cuts(crop(broken.bone, lower, upper), shape, matrix).any()
 
 
 def test_specks_of_the_segmentation_are_dropped_and_fragments_kept(broken):

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from scipy import ndimage
 
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.frames import side_to_right, transform_points
+from BoneReconstructionLib.frames import SIDES, side_to_right, transform_points
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.shapefitting import VisibleSurface
 from BoneReconstructionLib.surfaces import Surface, transformed
@@ -20,6 +20,9 @@ MARGIN_VOXELS = 2
 # The mask may leave out the broken bone's label, but it has to touch the bone.
 REACH_MM = 5.0
 BOX_MARGIN_MM = 15.0
+# Cross-sections that are cut are at least this large, and a few millimetres further inside hardly larger; a bone that
+# just fits into its volume widens fast from where it touches it.
+SMALLEST_CUT_MM2, INSIDE_MM, LEAST_SHARE = 150.0, 3.0, 0.6
 NEIGHBOURS = ("fibula", "femur", "talus")
 SMALLEST_PIECE = 0.01
 
@@ -59,7 +62,13 @@ class TibiaCase:
 
     def visible(self, side):
         """The visible bone as a right one, if it is of `side` ("left" or "right")."""
-        return VisibleSurface(transformed(self.surface, side_to_right(side)), self.trusted, self.piece)
+        return self._visible[side]
+
+    @cached_property
+    def _visible(self):
+        """What `visible` returns, by side: it is asked for often and remembers its normals and search trees."""
+        right = {side: transformed(self.surface, side_to_right(side)) for side in SIDES}
+        return {side: VisibleSurface(surface, self.trusted, self.piece) for side, surface in right.items()}
 
 
 def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None, whole=False):
@@ -127,6 +136,34 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None, whole=Fa
         tuple(volumes[number - 1] for number in order),
         {bone: _visible_neighbour(mask) for bone, mask in (neighbours or {}).items() if mask.array.any()},
     )
+
+
+def beyond_cuts(mask, shape_kji, ijk_to_ras):
+    """Find where a mask says nothing because its own volume ends inside the bone.
+
+    Args:
+        mask: bool volume as it was read.
+        shape_kji, ijk_to_ras: the CT's grid.
+
+    Returns:
+        (K, J, I) bool on the CT's grid: voxels beyond a face of the mask's volume that cuts through the bone.
+    """
+    beyond = np.zeros(shape_kji, dtype=bool)
+    to_mask = mask.ras_to_ijk @ ijk_to_ras
+    spacing = mask.spacing[::-1]
+    for axis in range(3):
+        voxel_mm2, inside = np.prod(spacing) / spacing[axis], int(np.ceil(INSIDE_MM / spacing[axis]))
+        layers = np.moveaxis(mask.array, axis, 0)
+        cut = []
+        for layer, within in ((layers[0], layers[:inside][-1]), (layers[-1], layers[-inside:][0])):
+            area = np.count_nonzero(layer)
+            cut.append(area * voxel_mm2 > SMALLEST_CUT_MM2 and area > LEAST_SHARE * np.count_nonzero(within))
+        if not any(cut):
+            continue
+        i, j, k, shift = to_mask[2 - axis]
+        place = sum(step * index for step, index in zip((k, j, i), np.ogrid[tuple(map(slice, shape_kji))])) + shift
+        beyond |= (cut[0] & (place < -0.5)) | (cut[1] & (place > mask.shape[axis] - 0.5))
+    return beyond
 
 
 def _box(mask):

@@ -35,7 +35,7 @@ from BoneReconstructionLib.volumes import (
     resample,
     write_volume,
 )
-from TibiaCompletionLib.case import NEIGHBOURS, check_visible_length, make_case
+from TibiaCompletionLib.case import NEIGHBOURS, beyond_cuts, check_visible_length, make_case
 from TibiaCompletionLib.plausibility import MODEL_ID, check_other_tibia, leak_warnings, leaks, metal_warnings
 from TibiaCompletionLib.scanend import beyond_scan_mm, cut_at_scan_end
 from TibiaCompletionLib.sidedness import detect_side, named_side
@@ -137,7 +137,8 @@ def predict(case, side="auto", method=DEFAULT_METHOD, report=lambda stage, fract
     if not warnings:  # beside a bone of the other side every ridge would be a leak
         leaked = leaks(case, side, found.surface, found.motions)
         warnings += leak_warnings(leaked)
-        case = replace(case, trusted=case.trusted & ~leaked.vertices)
+        if leaked.vertices.any():
+            case = replace(case, trusted=case.trusted & ~leaked.vertices)
     module, function = METHODS[method].function.split(":")
     completion = getattr(importlib.import_module(module), function)(
         case, side, found.start, lambda fraction: report("completing", fraction)
@@ -167,12 +168,17 @@ def complete_tibia(request, folder, report):
     if request.other_tibia and request.method != DEFAULT_METHOD:
         raise InputError(f"Only the method {DEFAULT_METHOD} takes the other leg: choose it, or leave the other leg out.")
     other_tibia = read_bone(request.other_tibia) if request.other_tibia else None
-    tibia = _in_ct(request.tibia, "tibia", shape, ijk_to_ras)
+    segmented = read_mask(request.tibia)
+    tibia = _in_ct(segmented, "tibia", shape, ijk_to_ras)
+    unsegmented = beyond_cuts(segmented, shape, ijk_to_ras)
+    del segmented
     report("reading", 0.4)
-    fracture = _in_ct(request.fracture, "fracture mask", shape, ijk_to_ras)
+    fracture = _in_ct(read_mask(request.fracture), "fracture mask", shape, ijk_to_ras)
+    if fracture.array.any():
+        fracture = replace(fracture, array=fracture.array | unsegmented)
     report("reading", 0.8)
     given = {bone: getattr(request, bone) for bone in NEIGHBOURS if getattr(request, bone)}
-    neighbours = {bone: _in_ct(name, bone, shape, ijk_to_ras) for bone, name in given.items()}
+    neighbours = {bone: _in_ct(read_mask(name), bone, shape, ijk_to_ras) for bone, name in given.items()}
     case = make_case(
         tibia,
         fracture,
@@ -242,9 +248,8 @@ def complete_tibia(request, folder, report):
     return result
 
 
-def _in_ct(name, what, shape_kji, ijk_to_ras):
+def _in_ct(mask, what, shape_kji, ijk_to_ras):
     """A mask on the CT's grid; refused where it lies beside it, since it then is of another scan."""
-    mask = read_mask(name)
     placed = resample(mask, shape_kji, ijk_to_ras, "antialiased")
     if mask.array.any() and not placed.array.any():
         raise InputError(f"The {what} lies outside the CT: name the CT that it was segmented in.")

@@ -47,8 +47,8 @@ def fit_other_leg(prior, surface, side):
     """
     other_side = next(name for name in SIDES if name != side)
     bone = transformed(surface, side_to_right(other_side))
-    visible = VisibleSurface(bone, np.ones(len(bone.vertices), dtype=bool))
-    matrix, _ = start(prior, visible)
+    visible = VisibleSurface.whole(bone)
+    matrix = start(prior, visible)
     fitted = fit(prior, visible, matrix)
     vertices = with_residual(prior, fitted, visible).surface.vertices
     scale = float(np.cbrt(np.linalg.det(fitted.matrix[:3, :3])))

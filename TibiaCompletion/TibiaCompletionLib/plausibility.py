@@ -86,14 +86,14 @@ def likeness(visible):
         Likeness.
     """
     prior = replace(load_prior(MODEL_ID, "tibia"), kernels=())
-    matrix, _ = start(prior, visible)
+    matrix = start(prior, visible)
     fitted = fit(prior, visible, matrix, visible.pieces > 1, noise_mm=MODES_NOISE_MM)
-    placed = visible.reduced(fitted.motions).surface
-    points = placed.vertices[visible.trusted]
+    placed = visible.reduced(fitted.motions)
+    points = placed.surface.vertices[visible.trusted]
     points = points[spread_over(len(points), COMPARED_POINTS)]
-    found, distance, _ = closest_points(points, fitted.surface)
+    feet, distance, _ = closest_points(points, fitted.surface)
     # A segment made by a threshold is hollow: its inner surfaces have the outer one between them and the fitted bone.
-    outer = cKDTree(placed.vertices).query(found)[0] >= 0.5 * distance
+    outer = placed.tree.query(feet)[0] >= 0.5 * distance
     axis = fitted.matrix[:3, 2] / np.linalg.norm(fitted.matrix[:3, 2])
     along, seen = fitted.surface.vertices @ axis, points @ axis
     length = np.ptp(along)
@@ -118,9 +118,8 @@ def check_other_tibia(surface, side):
     Raises:
         InputError: another bone, a part of a tibia, or a tibia of the same side.
     """
-    seen = np.ones(len(surface.vertices), dtype=bool)
     other = next(name for name in SIDES if name != side)
-    found = {name: likeness(VisibleSurface(transformed(surface, side_to_right(name)), seen)) for name in SIDES}
+    found = {name: likeness(VisibleSurface.whole(transformed(surface, side_to_right(name)))) for name in SIDES}
     best = min(found, key=lambda name: found[name].distance_mm)
     whole = found[best].shown[0] < WHOLE[0] and found[best].shown[1] > WHOLE[1]
     if not found[best].alike or not whole:

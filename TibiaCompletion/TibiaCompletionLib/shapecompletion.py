@@ -7,6 +7,7 @@ import numpy as np
 from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.shapefitting import (
     FIT_NOISE_MM,
+    RESIDUAL_SUPPORTS_MM,
     JointContact,
     both,
     fit,
@@ -18,6 +19,7 @@ from BoneReconstructionLib.shapeposterior import intervals
 from BoneReconstructionLib.shapeprior import ShapePrior, load_leg_prior, load_prior, with_torsion
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
+from TibiaCompletionLib.crosssections import continued
 from TibiaCompletionLib.otherleg import expecting, fit_other_leg
 from TibiaCompletionLib.visiblebone import measured_in_ct
 
@@ -101,7 +103,8 @@ def complete_by_prior(case, side, matrix, report):
         # A piece that lies far off is an outlier of the common fit, which then costs little.
         displaced |= least_explained(fitted, shown) < LOST < least_explained(apart, shown)
         fitted = apart if displaced else fitted
-    measured, known = measured_in_ct(case, side, with_residual(tibia, of_tibia(fitted), shown))
+    roughly = with_residual(tibia, of_tibia(fitted), shown, RESIDUAL_SUPPORTS_MM[:1])
+    measured, known = measured_in_ct(case, side, roughly)
     report(0.7)
     warnings = []
     if known > LEAST_KNOWN:
@@ -120,7 +123,7 @@ def complete_by_prior(case, side, matrix, report):
         fitted = unfitted(prior, fitted.matrix @ np.linalg.inv(size), fitted.motions)
         noise_mm = FIT_NOISE_MM
     fitted = fit(prior, with_fibula(shown), fitted, displaced, contacts, noise_mm)
-    completed = with_residual(tibia, of_tibia(fitted), shown)
+    completed = continued(with_residual(tibia, of_tibia(fitted), shown), shown)
     report(0.9)
     values = landmarks.measure(completed.surface.vertices)
     widths = intervals(prior, fitted, landmarks.measure)

@@ -1,6 +1,7 @@
 """Which side a tibia is of: what is given, what its segment is called and what its shape says."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES
@@ -25,7 +26,8 @@ def detect_side(case, side, accept_side=False):
         InputError: the bone is no adult tibia; the shape clearly is of the other side than given; side "auto", and
             the visible bone fits both sides alike.
     """
-    tried = {name: likeness(case.visible(name)) for name in SIDES}
+    with ThreadPoolExecutor() as threads:
+        tried = dict(zip(SIDES, threads.map(lambda name: likeness(case.visible(name)), SIDES)))
     check_tibia(case, tried)
     better, worse = sorted(tried, key=lambda name: tried[name].distance_mm)
     clear = tried[worse].distance_mm > CLEAR_SIDE_RATIO * tried[better].distance_mm

@@ -84,8 +84,8 @@ def mirror(case):
     from_other = side_to_right("left" if case.key.side == "right" else "right")
     visible = case.completion_input.visible(case.key.side)
     other = transformed(case.other_tibia, from_other)
-    here = start(prior, visible)[0]
-    there = start(prior, VisibleSurface(other, np.ones(len(other.vertices), dtype=bool)))[0]
+    here = start(prior, visible)
+    there = start(prior, VisibleSurface.whole(other))
     # Both similarities come with a size; what takes one bone to the other does not.
     motion = here @ np.linalg.inv(there)
     size = np.cbrt(np.linalg.det(motion[:3, :3]))

@@ -97,9 +97,7 @@ def read_leg(folder, subject, side):
     other = _path(folder, "tibia", subject, "left" if side == "right" else "right")
     mirror = side_to_right(side)
     right = transformed(tibia, mirror)
-    matrix, _ = start(
-        load_prior("tibia-prior", "tibia"), VisibleSurface(right, np.ones(len(right.vertices), dtype=bool))
-    )
+    matrix = start(load_prior("tibia-prior", "tibia"), VisibleSurface.whole(right))
     linear = (mirror @ matrix)[:3, :3]
     axes = (linear / np.linalg.norm(linear, axis=0)).T
     origin = transform_points(mirror, matrix[None, :3, 3])[0]

@@ -79,8 +79,8 @@ class Truth:
         """{name of `PUBLISHED`: value} of the true bone, by the prior fitted to all of it."""
         prior = load_prior("tibia-prior", "tibia")
         right = transformed(self.leg.tibia, side_to_right(self.leg.side))
-        visible = VisibleSurface(right, np.ones(len(right.vertices), dtype=bool))
-        fitted = with_residual(prior, fit(prior, visible, start(prior, visible)[0]), visible)
+        visible = VisibleSurface.whole(right)
+        fitted = with_residual(prior, fit(prior, visible, start(prior, visible)), visible)
         return TibiaLandmarks(prior.mean, prior.faces).measure(fitted.surface.vertices)
 
     @cached_property
