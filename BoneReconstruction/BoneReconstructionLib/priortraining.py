@@ -156,6 +156,14 @@ def tibia_frame(vertices):
     return matrix
 
 
+def as_it_stands(vertices):
+    """The identity, for a bone whose frame comes from another bone."""
+    return np.eye(4)
+
+
+FRAMES = {"tibia": tibia_frame, "fibula": as_it_stands}
+
+
 def subdivide(vertices, faces, times=2):
     """Interpolating butterfly subdivision of (n, 3) vertices; the original vertices stay where they are."""
     butterfly = vtk.vtkButterflySubdivisionFilter()
@@ -231,7 +239,7 @@ class SharpBone:
     detail: np.ndarray
 
 
-def fit_sharp_bone(prior, path):
+def fit_sharp_bone(prior, path, start=start):
     """Fit one surface file `<subject>_<L|R>.ply`; its frame is LPS or RAS, which differ by a rotation only."""
     subject, side = path.stem.rsplit("_", 1)
     surface = transformed(read_surface(path), side_to_right({"L": "left", "R": "right"}[side]))
@@ -264,13 +272,35 @@ def shared_detail(sharp):
     return shrinkage * details.mean(0), float(shrinkage)
 
 
-def bone_prior(people, sharp_files, report):
+def upright_people(file, bone, frame, spacing_mm):
+    """The 26 people's bones aligned, turned into the standard axes, centred, and carried to an even template.
+
+    Args:
+        file: the archive of the smooth people.
+        bone: its name.
+        frame: function of the mean's (n, 3) vertices that returns the (4, 4) matrix into the standard axes.
+        spacing_mm: of the template.
+
+    Returns:
+        People; the origin is the centroid of the mean bone's surface.
+    """
+    vertices, faces = smooth_people(file, bone)
+    rough = procrustes(vertices, faces)
+    matrix = frame(rough.mean)
+    weights = vertex_areas(Surface(rough.mean, faces))
+    matrix[:3, 3] -= transform_points(matrix, rough.mean).T @ weights / weights.sum()
+    upright = np.array([transform_points(matrix, shape) for shape in rough.shapes])
+    return on_template(People(upright, rough.scales, faces), spacing_mm)
+
+
+def bone_prior(people, sharp_files, report, start=start):
     """Template people and sharper surfaces made into one bone's prior.
 
     Args:
         people: the smooth people on the template.
         sharp_files: surfaces of single people.
         report: called with the fraction done.
+        start: finds the pose of a sharper surface, as `shapefitting.start` does.
 
     Returns:
         (mean (n, 3), shapes (p, n, 3) all people, sharp bones, shrinkage of the detail).
@@ -279,7 +309,7 @@ def bone_prior(people, sharp_files, report):
     prior = ShapePrior(mean, people.faces, modes, KERNELS, LOG_SCALE_SD)
     sharp = []
     for path in sharp_files:
-        sharp.append(fit_sharp_bone(prior, path))
+        sharp.append(fit_sharp_bone(prior, path, start))
         report(len(sharp) / len(sharp_files))
     subjects = sorted({bone.subject for bone in sharp})
     extra = [np.mean([bone.shape for bone in sharp if bone.subject == name], 0) for name in subjects]
@@ -315,19 +345,33 @@ def place_fibulae(tibiae, fibulae, fibula_scales, reference, reference_tibia):
     return np.array(placed)
 
 
-def sharp_files(bones):
+def sharp_files(bones, names=("tibia", "fibula")):
     """The surface files of single people: {bone: paths}.
 
     Raises:
         InputError: a name that tells no side, or nobody with both bones, who say how the fibula lies beside the tibia.
     """
-    files = {bone: sorted((bones / bone).glob("*.ply")) for bone in ("tibia", "fibula")}
+    files = {bone: sorted((bones / bone).glob("*.ply")) for bone in names}
     for path in (path for paths in files.values() for path in paths):
         if path.stem[-2:] not in ("_L", "_R"):
             raise InputError(f"{path} tells no side: name it <subject>_L.ply or <subject>_R.ply.")
     if not {path.name for path in files["tibia"]} & {path.name for path in files["fibula"]}:
         raise InputError(f"{bones} holds nobody with tibia and fibula: add <subject>_<L|R>.ply to both folders.")
     return files
+
+
+def people_archive(bones):
+    """The path of the smooth people's archive in the folder of the training bones.
+
+    Raises:
+        InputError: there is none.
+    """
+    archive = bones / SMOOTH_PEOPLE
+    if not archive.is_file():
+        raise InputError(f"{bones} holds no {SMOOTH_PEOPLE}; give the folder of the training bones.")
+    if not zipfile.is_zipfile(archive):
+        raise InputError(f"{archive} is not an archive of numpy arrays: copy it anew.")
+    return archive
 
 
 def smooth_people(file, bone):
@@ -343,48 +387,53 @@ def smooth_people(file, bone):
     return vertices, faces if outward else faces[:, ::-1].copy()
 
 
-def calibrate(prior, landmarks, seed):
-    """Stretch of the sampling that gives random tibiae the published spread; see `priorsampling`."""
-    modes = len(prior.modes)
-    names = list(PUBLISHED)
+def calibrate(measure, modes, still, published, seed):
+    """Stretch of the sampling that gives random bones the published spread; see `priorsampling`.
 
-    def measure(log_scale, mode_weights, kernel_weights):
-        shape = prior.shape(mode_weights, kernel_weights) * np.exp(prior.log_scale_sd * log_scale)
-        found = landmarks.measure(shape)
-        return np.array([found[name] for name in names])
+    Args:
+        measure: function of (standardised log-scale, mode weights (r,), kernel weights) that returns {name: value}.
+        modes: number r of modes.
+        still: the kernel weights of no displacement.
+        published: {name: `Published`}.
+        seed: of the kernels' draws.
 
-    still = np.zeros((prior.vertex_basis.shape[1], 3))
-    gradient = np.empty((len(names), 1 + modes))
+    Returns:
+        (1 + r, 1 + r) matrix to apply to standard normal log-scale and modes.
+    """
+
+    def values(*weights):
+        found = measure(*weights)
+        return np.array([found[name] for name in published])
+
+    gradient = np.empty((len(published), 1 + modes))
     for k in range(1 + modes):
         step = np.zeros(1 + modes)
         step[k] = 0.5
-        gradient[:, k] = measure(step[0], step[1:], still) - measure(-step[0], -step[1:], still)
+        gradient[:, k] = values(step[0], step[1:], still) - values(-step[0], -step[1:], still)
     generator = np.random.default_rng(seed)
-    draws = [measure(0, np.zeros(modes), generator.standard_normal(still.shape)) for _ in range(200)]
-    published = np.array([PUBLISHED[name].sd for name in names])
-    return sampling_transform(gradient, np.cov(np.array(draws).T), published)
+    draws = [values(0, np.zeros(modes), generator.standard_normal(still.shape)) for _ in range(200)]
+    wanted = np.array([one.sd for one in published.values()])
+    return sampling_transform(gradient, np.cov(np.array(draws).T), wanted)
 
 
-def spread(prior, landmarks, sampling, people, seed):
-    """Standard deviations of random tibiae's measurements, of the published ones, and their ratio, by name."""
-    scales, mode_weights, kernel_weights = random_weights(
-        np.random.default_rng(seed), people, len(prior.modes), prior.vertex_basis.shape[1], sampling
-    )
-    measured = [
-        landmarks.measure(prior.shape(a, u) * np.exp(prior.log_scale_sd * s))
-        for s, a, u in zip(scales, mode_weights, kernel_weights)
-    ]
+def spread(measure, modes, still, published, sampling, people, seed):
+    """Standard deviations of random people's measurements, of the published ones, and their ratio, by name.
+
+    The arguments are those of `calibrate`, the sampling that it returned, and how many people are drawn.
+    """
+    weights = random_weights(np.random.default_rng(seed), people, modes, len(still), sampling)
+    measured = [measure(*one) for one in zip(*weights, strict=True)]
     figures = {}
-    for name, published in PUBLISHED.items():
+    for name, known in published.items():
         values = np.array([person[name] for person in measured])
         figures[name] = {
             "mean": round(float(values.mean()), 2),
             "sd": round(float(values.std(ddof=1)), 2),
-            "published_mean": published.mean,
-            "published_sd": published.sd,
-            "sd_ratio": round(float(values.std(ddof=1) / published.sd), 2),
-            "unit": published.unit,
-            "source": published.source,
+            "published_mean": known.mean,
+            "published_sd": known.sd,
+            "sd_ratio": round(float(values.std(ddof=1) / known.sd), 2),
+            "unit": known.unit,
+            "source": known.source,
         }
     return figures
 
@@ -435,11 +484,7 @@ def train(bones, output, seed=0, progress=None):
         InputError: the folder lacks what it should hold.
     """
     bones, output = Path(bones), Path(output)
-    archive = bones / SMOOTH_PEOPLE
-    if not archive.is_file():
-        raise InputError(f"{bones} holds no {SMOOTH_PEOPLE}; give the folder of the training bones.")
-    if not zipfile.is_zipfile(archive):
-        raise InputError(f"{archive} is not an archive of numpy arrays: copy it anew.")
+    archive = people_archive(bones)
     files = sharp_files(bones)
 
     def report(stage):
@@ -448,13 +493,7 @@ def train(bones, output, seed=0, progress=None):
     people, sharp, shapes, shrinkage = {}, {}, {}, {}
     with np.load(archive, allow_pickle=False) as file:
         for bone in ("tibia", "fibula"):
-            vertices, faces = smooth_people(file, bone)
-            rough = procrustes(vertices, faces)
-            matrix = tibia_frame(rough.mean) if bone == "tibia" else np.eye(4)
-            weights = vertex_areas(Surface(rough.mean, faces))
-            matrix[:3, 3] -= transform_points(matrix, rough.mean).T @ weights / weights.sum()
-            upright = People(np.array([transform_points(matrix, shape) for shape in rough.shapes]), rough.scales, faces)
-            people[bone] = on_template(upright, TEMPLATE_SPACING_MM[bone])
+            people[bone] = upright_people(file, bone, FRAMES[bone], TEMPLATE_SPACING_MM[bone])
             shapes[bone], sharp[bone], shrinkage[bone] = bone_prior(
                 people[bone], files[bone], report(f"fitting {bone}")
             )
@@ -464,7 +503,13 @@ def train(bones, output, seed=0, progress=None):
     count = len(people["tibia"].mean)
     tibia = ShapePrior(mean[:count], people["tibia"].faces, modes[:, :count], KERNELS, LOG_SCALE_SD)
     landmarks = TibiaLandmarks(tibia.mean, tibia.faces)
-    sampling = calibrate(tibia, landmarks, seed)
+
+    def measure(log_scale, mode_weights, kernel_weights):
+        shape = tibia.shape(mode_weights, kernel_weights) * np.exp(tibia.log_scale_sd * log_scale)
+        return landmarks.measure(shape)
+
+    still = np.zeros((tibia.vertex_basis.shape[1], 3))
+    sampling = calibrate(measure, len(tibia.modes), still, PUBLISHED, seed)
     tensors = {"sampling": sampling.astype(np.float32)}
     for bone, part in (("tibia", slice(0, count)), ("fibula", slice(count, None))):
         tensors[f"{bone}.mean"] = mean[part].astype(np.float32)
@@ -472,7 +517,7 @@ def train(bones, output, seed=0, progress=None):
         tensors[f"{bone}.modes"] = modes[:, part].astype(np.float16)
     figures = {
         "left_out_people": leave_one_out(people["tibia"], report("leaving people out")),
-        "spread_of_1000_random_tibiae": spread(tibia, landmarks, sampling, 1000, seed + 1),
+        "spread_of_1000_random_tibiae": spread(measure, len(tibia.modes), still, PUBLISHED, sampling, 1000, seed + 1),
         "shared_detail_shrinkage": {bone: round(value, 3) for bone, value in shrinkage.items()},
         "people": len(legs),
     }

@@ -37,38 +37,53 @@ SEPTUM_CORRELATION_MM = (11.0, 11.0, 60.0)
 OUTLINE_CORRELATION_MM = (22.0, 22.0, 45.0)
 
 
-def soft_tissue(tissue, points, source, bone_distance, septa, bulges):
+def muscle_depth(source, size, outline=OUTLINE):
+    """How deep points lie in the usual muscles of a limb.
+
+    Args:
+        source: (n, 3) tensor of points in the mean bone's space, mm.
+        size: width of the muscles relative to the usual.
+        outline: rows of height, centre and half widths as in `OUTLINE`.
+
+    Returns:
+        (depth below the muscles' surface (n,) in mm, how far behind the axis (n,), relative to the half width).
+    """
+    heights, *columns = (torch.as_tensor(c, dtype=source.dtype, device=source.device) for c in outline.T)
+    x, y, z = source.T
+    above = torch.searchsorted(heights, z.contiguous()).clamp(1, len(heights) - 1)
+    share = ((z - heights[above - 1]) / (heights[above] - heights[above - 1])).clamp(0, 1)
+    centre_x, centre_y, width, depth = (c[above - 1] + share * (c[above] - c[above - 1]) for c in columns)
+    a, b = (x - centre_x) / (width * size), (y - centre_y) / (depth * size)
+    level = torch.sqrt(a * a + b * b + 1e-12)
+    slope = torch.sqrt((a / width) ** 2 + (b / depth) ** 2 + 1e-12) / size
+    return level * (1 - level) / slope, -b
+
+
+def soft_tissue(tissue, muscle, behind, bone_distance, septa):
     """Where the layers of soft tissue are, as fields that can be interpolated between the points.
 
     Args:
         tissue: {field of `PatientRanges`: value}.
-        points: (n, 3) tensor, the person's standard frame, mm.
-        source: (n, 3) the same points in the mean tibia's space, mm.
+        muscle: (n,) tensor, depth below the surface of the muscles before they cover the bones, mm.
+        behind: (n,) how far behind the limb's axis, relative to its half width.
         bone_distance: (n,) distance to the nearest bone, mm, positive outside.
-        septa: `PeriodicField` whose zeros are septa.
-        bulges: `PeriodicField` of the outline.
+        septa: (n,) values of the field whose zeros are septa.
 
     Returns:
         (3, n): depth below the surface of the muscles in mm; depth below the skin in mm; distance from the nearest
         septum in mm, with a sign.
     """
-    heights, *columns = (torch.as_tensor(c, dtype=points.dtype, device=points.device) for c in OUTLINE.T)
-    x, y, z = source.T
-    above = torch.searchsorted(heights, z.contiguous()).clamp(1, len(heights) - 1)
-    share = ((z - heights[above - 1]) / (heights[above] - heights[above - 1])).clamp(0, 1)
-    centre_x, centre_y, width, depth = (c[above - 1] + share * (c[above] - c[above - 1]) for c in columns)
-    a, b = (x - centre_x) / (width * tissue["calf_size"]), (y - centre_y) / (depth * tissue["calf_size"])
-    level = torch.sqrt(a * a + b * b + 1e-12)
-    slope = torch.sqrt((a / width) ** 2 + (b / depth) ** 2 + 1e-12) / tissue["calf_size"]
-    muscle = level * (1 - level) / slope + tissue["outline_mm"] * bulges.at(points).clamp(-2, 2)
-    muscle = torch.minimum(muscle, z - SOLE_MM)
-    cover = COVER_MM - bone_distance
-    overlap = torch.clamp(BLEND_MM - (muscle - cover).abs(), 0)
-    muscle = torch.maximum(muscle, cover) + overlap * overlap / (4 * BLEND_MM)
-    fat = tissue["fat_mm"] * (SHIN_FAT + (1 - SHIN_FAT) * torch.sigmoid(-b * 3))
+    muscle = joined(muscle, COVER_MM - bone_distance)
+    fat = tissue["fat_mm"] * (SHIN_FAT + (1 - SHIN_FAT) * torch.sigmoid(behind * 3))
     # Septa end at the bones, so that lost bone gives way to muscle.
-    septum = septa.at(points) + 4 * torch.clamp(1 - bone_distance / 6, 0, 1)
+    septum = septa + 4 * torch.clamp(1 - bone_distance / 6, 0, 1)
     return torch.stack([muscle, muscle + fat + tissue["skin_mm"], septum * SEPTUM_CORRELATION_MM[0]])
+
+
+def joined(first, second, blend=BLEND_MM):
+    """The greater of two depths, rounded where they differ by less than `blend` mm."""
+    overlap = torch.clamp(blend - (first - second).abs(), 0)
+    return torch.maximum(first, second) + overlap * overlap / (4 * blend)
 
 
 def soft_tissue_hu(tissue, fields, shape_kji, ramp):

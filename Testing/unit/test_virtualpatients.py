@@ -10,6 +10,7 @@ from phantoms import frame
 from scipy.ndimage import distance_transform_edt
 from tibiae import landmarks, tibia_prior
 
+from BoneReconstructionLib.bonefields import FIELD_SPACING_MM
 from BoneReconstructionLib.distances import signed_distances
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import MIRROR
@@ -17,7 +18,7 @@ from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.randomfields import PeriodicField
 from BoneReconstructionLib.surfaces import Surface, is_closed, volume_mm3
-from BoneReconstructionLib.virtualpatients import BONES, FIELD_SPACING_MM, NEIGHBOURS, PatientRanges, VirtualPatients
+from BoneReconstructionLib.virtualpatients import BONES, NEIGHBOURS, PatientRanges, VirtualPatients
 
 SEEDS = (3, 4, 5)
 AXES = frame((1.4, 1.2, 2.0), (8, -6, 25), "k")
