@@ -17,7 +17,7 @@ from BoneReconstructionLib.surfaces import Surface, transformed, vertex_normals
 from BoneReconstructionLib.volumes import Volume, crop
 from TibiaCompletionLib.case import make_case
 from TibiaCompletionLib.completion import predict
-from TibiaCompletionLib.plausibility import leak_warnings, leaks, likeness, metal_warnings
+from TibiaCompletionLib.plausibility import leak_warnings, leaks, likeness, metal_warnings, unusual_warnings
 from TibiaCompletionLib.sidedness import detect_side
 
 COARSE = frame((2.2, 2.4, 3.0), (12, -9, 28), "j")
@@ -94,6 +94,16 @@ def test_tibiae_of_virtual_people_pass(seed, part):
     one = leg("right", COARSE, shown_mm=band, surface=Surface(vertices, tibia_prior().faces))
     side, _, warnings = detect_side(whole_case(one.bone), "auto")
     assert (side, warnings) == ("right", [])
+
+
+def test_a_bone_between_usual_and_refused_is_called_unlike_the_training_people():
+    usual = likeness(whole_case(scaled_tibia(360.0)).visible("left"))
+    assert unusual_warnings(usual) == []
+    for strange in (replace(usual, distance_mm=1.0), replace(usual, deviation=2.0)):
+        (sentence,) = unusual_warnings(strange)
+        assert "unlike" in sentence and "larger errors" in sentence
+    shaft_alone = replace(usual, deviation=2.0, shown=(0.3, 0.7))
+    assert unusual_warnings(shaft_alone) == []
 
 
 def test_a_small_adults_tibia_passes():

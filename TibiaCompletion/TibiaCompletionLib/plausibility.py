@@ -26,6 +26,7 @@ FAR_MM = 10.0
 # Tibiae of training people, by modes of the others, and of virtual people were at most 0.9 mm away and deviated by 1.7
 # where a joint end shows, and by 2.4 in mere parts of the shaft. Training people's femora were 2.6 mm away or more;
 # their fibulae 1.2 mm and then deviated by 3.6 where they were whole, and most ends of them were 1.4 mm away.
+UNUSUAL_MM, UNUSUAL_DEVIATION = 0.9, 1.7
 UNLIKE_MM = 1.4
 UNLIKE_DEVIATION = 2.5
 WHOLE = (0.05, 0.95)
@@ -74,6 +75,22 @@ class Likeness:
     def alike(self):
         """Whether the bone can be a tibia of any size."""
         return self.distance_mm <= UNLIKE_MM and self.deviation <= UNLIKE_DEVIATION
+
+
+def unusual_warnings(found):
+    """Sentences where a bone is a tibia, but unlike those that the prior was learned from.
+
+    Args:
+        found: `Likeness`.
+    """
+    # A mere part of the shaft says little, and what it says is scattered more.
+    end_shown = found.shown[0] < WHOLE[0] or found.shown[1] > WHOLE[1]
+    if found.distance_mm <= UNUSUAL_MM and not (end_shown and found.deviation > UNUSUAL_DEVIATION):
+        return []
+    return [
+        "The visible bone is unlike the tibiae that the shape prior was learned from: expect larger errors than its "
+        "standard deviations and intervals say."
+    ]
 
 
 def likeness(visible):

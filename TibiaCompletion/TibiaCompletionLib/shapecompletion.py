@@ -19,6 +19,7 @@ from BoneReconstructionLib.shapeposterior import intervals
 from BoneReconstructionLib.shapeprior import ShapePrior, load_leg_prior, load_prior, with_torsion
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
+from TibiaCompletionLib.confidence import deviations
 from TibiaCompletionLib.crosssections import continued
 from TibiaCompletionLib.otherleg import expecting, fit_other_leg
 from TibiaCompletionLib.visiblebone import measured_in_ct
@@ -53,6 +54,7 @@ class Completion:
             `tibiameasurements`.
         warnings: sentences about what the method met.
         trusted: (n,) bool, vertices of the case's surface that were believed; None: as in the case.
+        sigma_mm: (n,) standard deviation of each vertex along its normal; None where the method knows none.
     """
 
     surface: Surface
@@ -63,6 +65,7 @@ class Completion:
     measured: dict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     trusted: np.ndarray | None = None
+    sigma_mm: np.ndarray | None = None
 
 
 def complete_by_prior(case, side, matrix, report):
@@ -128,9 +131,10 @@ def complete_by_prior(case, side, matrix, report):
     values = landmarks.measure(completed.surface.vertices)
     widths = intervals(prior, fitted, landmarks.measure)
     figures = {name: (values[name], widths[name]) for name in REPORTED}
+    sigma = deviations(prior, fitted, completed.surface, shown)
     completion = _completion(tibia, replace(completed, matrix=completed.matrix @ size))
     motions = fitted.motions if displaced else None
-    return replace(completion, motions=motions, measured=figures, warnings=tuple(warnings))
+    return replace(completion, motions=motions, measured=figures, warnings=tuple(warnings), sigma_mm=sigma)
 
 
 def least_explained(fitted, visible):

@@ -19,8 +19,8 @@ from BoneReconstructionLib.imagemetrics import HU_WINDOW
 from BoneReconstructionLib.surfaces import transformed
 from TibiaCompletionLib.completion import DEFAULT_METHOD, METHODS, predict
 from TibiaCompletionLib.evaluation.baselines import interpolate, mirror
-from TibiaCompletionLib.evaluation.cases import build_case, case_keys, case_leg
-from TibiaCompletionLib.evaluation.scoring import FIGURES, Truth, figures
+from TibiaCompletionLib.evaluation.cases import build_case, case_leg
+from TibiaCompletionLib.evaluation.scoring import DEVIATIONS, FIGURES, Truth, deviation_figures, figures
 
 DEFAULT = "default"
 BASELINES = ("prototype", "interpolation", "mirror")
@@ -36,6 +36,7 @@ COLUMNS = (
     *FIGURES,
     "seconds",
     "peak_mb",
+    *DEVIATIONS,
 )
 DECIMALS = {"dice": 4, "scale": 3, "psnr_db": 2, "seconds": 2, "peak_mb": 0}
 # Whether the predicted bone's interval of length and torsion holds the truth: in the summary only.
@@ -52,6 +53,10 @@ SUMMARY_FIGURES = {
     "angulation_error_deg": "angul.",
     "length_held": "length in",
     "torsion_held": "tors. in",
+    "sigma_gap_mm": "gap SD",
+    "rms_gap_mm": "gap RMS",
+    "within_1_sd": "in 1 SD",
+    "within_2_sd": "in 2 SD",
     "seconds": "s",
 }
 # One thread of numerical libraries for each process: two that share two cores would only wait for each other.
@@ -70,26 +75,26 @@ def applies(method, key):
     return method not in BASELINES or not (key.context or key.other_leg)
 
 
-def evaluate(folder, output, methods, quick, jobs):
-    """Run methods on all cases of a folder of bones; the CSV grows with every case.
+def evaluate(folder, output, methods, keys, jobs):
+    """Run methods on cases of a folder of bones; the CSV grows with every case.
 
     Args:
         folder: of the bones, see `people.leg_names`.
         output: CSV file; pictures of the default method's worst cases are written beside it.
         methods: names out of `method_names`.
-        quick: a small subset.
+        keys: list of `CaseKey`, see `cases.case_keys`.
         jobs: number of processes.
 
     Returns:
         list of rows {column: value}, in the order of the cases; figures that could not be had are NaN.
 
     Raises:
-        InputError: the folder holds no tibia, or the output cannot be written.
+        InputError: the output cannot be written.
     """
     folder, output = str(folder), Path(output)
     if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written: check that its folder exists and is writable.")
-    tasks = [(key, tuple(name for name in methods if applies(name, key))) for key in case_keys(folder, quick)]
+    tasks = [(key, tuple(name for name in methods if applies(name, key))) for key in keys]
     tasks = [task for task in tasks if task[1]]
     print(f"{len(tasks)} cases, {sum(len(names) for _, names in tasks)} completions, {jobs} processes")
     print(f"HU window of the image figures: {HU_WINDOW[0]:.0f} to {HU_WINDOW[1]:.0f}", flush=True)
@@ -241,9 +246,10 @@ def _run_method(case, truth, method):
     try:
         reset_peak_memory()
         began = time.perf_counter()
-        predicted, measured = _complete(case, method)
+        predicted, measured, sigma = _complete(case, method)
         seconds, peak = time.perf_counter() - began, peak_memory_mb()
         row |= figures(predicted, truth, case.masked, case.scanned) | _held(measured, truth)
+        row |= deviation_figures(predicted, sigma, truth, case.masked)
         row |= {"seconds": seconds, "peak_mb": peak}
     except Exception as error:
         return row, _reason(error), None
@@ -251,15 +257,15 @@ def _run_method(case, truth, method):
 
 
 def _complete(case, method):
-    """(predicted surface, RAS mm, {name: (value, half width of its interval)}), see `Completion.measured`."""
+    """(predicted surface, RAS mm, its `Completion.measured`, its `Completion.sigma_mm`)."""
     if method == "interpolation":
-        return interpolate(case), {}
+        return interpolate(case), {}, None
     if method == "mirror":
-        return mirror(case), {}
+        return mirror(case), {}, None
     name = DEFAULT_METHOD if method == DEFAULT else method
     given = replace(case.completion_input, other_tibia=case.other_tibia)
     side, completion, _ = predict(given, case.key.side, name)
-    return transformed(completion.surface, side_to_right(side)), completion.measured
+    return transformed(completion.surface, side_to_right(side)), completion.measured, completion.sigma_mm
 
 
 def _held(measured, truth):
@@ -298,7 +304,7 @@ def peak_memory_mb():
 def _row(key, method, scale):
     values = {"subject": key.subject, "side": key.side, "renderer": key.renderer, "scale": scale, "case": key.case}
     values |= {"context": int(key.context), "other_leg": int(key.other_leg), "method": method}
-    return values | dict.fromkeys((*FIGURES, *HELD, "seconds", "peak_mb"), float("nan"))
+    return values | dict.fromkeys((*FIGURES, *DEVIATIONS, *HELD, "seconds", "peak_mb"), float("nan"))
 
 
 def _all_failed(key, methods, reason):

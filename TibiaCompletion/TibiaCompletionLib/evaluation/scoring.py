@@ -32,6 +32,8 @@ FIGURES = (
     "torsion_error_deg",
     "angulation_error_deg",
 )
+# How the standard deviations of the predicted bone's vertices in the gap compare with their errors.
+DEVIATIONS = ("rms_gap_mm", "sigma_gap_mm", "within_1_sd", "within_2_sd")
 REFERENCE_SPACING_MM, REFERENCE_MARGIN_MM = 1.0, 10.0
 # How far a bone's own grey values reach beyond its surface; farther out the reference image shows soft tissue only.
 BLURRED_MM = 2.0
@@ -147,6 +149,29 @@ def figures(predicted, truth, masked=None, scanned=None):
         place = tuple(index[seen].T)
         result["dice"] = dice(bone[place], mask.array[place])
     return result
+
+
+def deviation_figures(predicted, sigma, truth, masked):
+    """Compare a prediction's standard deviations with its errors at its vertices in the masked region.
+
+    Args:
+        predicted: closed surface, RAS mm.
+        sigma: (n,) standard deviation of each vertex, mm; None: the method knows none.
+        truth: `Truth`.
+        masked: as for `figures`.
+
+    Returns:
+        {name of `DEVIATIONS`: value}, NaN where there is none: root mean square error and mean standard deviation in
+        mm, and the shares of the area within one and two standard deviations.
+    """
+    inside = np.flatnonzero(masked(predicted.vertices)) if sigma is not None and masked is not None else ()
+    area = vertex_areas(predicted)[inside] if len(inside) else np.zeros(1)
+    if area.sum() == 0:
+        return dict.fromkeys(DEVIATIONS, np.nan)
+    error, sigma = truth.locator.closest(predicted.vertices[inside])[1], sigma[inside]
+    values = error**2, sigma, error < sigma, error < 2 * sigma
+    rms, *others = (float(np.average(value, weights=area)) for value in values)
+    return dict(zip(DEVIATIONS, (np.sqrt(rms), *others), strict=True))
 
 
 def _distances(sides):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from TibiaCompletionLib.evaluation.cases import case_keys
 from TibiaCompletionLib.evaluation.runner import BASELINES, DEFAULT, evaluate, method_names, summary
 
 DEFAULT_JOBS = 2
@@ -25,12 +26,13 @@ def add_arguments(parser):
         help=f"out of {', '.join(method_names())} (default: {', '.join((DEFAULT, *BASELINES))})",
     )
     parser.add_argument("--quick", action="store_true", help="a few cases of the first leg, within a minute")
-    parser.add_argument("--jobs", type=_count, default=DEFAULT_JOBS, metavar="N", help="parallel processes (default 2)")
+    parser.add_argument("--jobs", type=positive, default=DEFAULT_JOBS, metavar="N", help="parallel processes (default 2)")
 
 
 def run(arguments):
     """Run `bonerecon evaluate tibia`."""
-    rows = evaluate(arguments.bones, arguments.output, arguments.methods, arguments.quick, arguments.jobs)
+    keys = case_keys(arguments.bones, arguments.quick)
+    rows = evaluate(arguments.bones, arguments.output, arguments.methods, keys, arguments.jobs)
     print(summary(rows))
 
 
@@ -42,7 +44,8 @@ def _methods(text):
     return names
 
 
-def _count(text):
+def positive(text):
+    """A whole number from 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError("a number from 1 is needed")
     return int(text)
