@@ -14,14 +14,15 @@ from BoneReconstructionLib.frames import side_to_right
 from BoneReconstructionLib.modelzoo import MODELS_VARIABLE
 from BoneReconstructionLib.surfaces import transformed
 from BoneReconstructionLib.volumes import crop
-from TibiaCompletionLib.autoencoders.inference import complete_by_vae, deviations_mm, image_surface, reconstructed
+from TibiaCompletionLib.autoencoders.inference import complete_by_vae, deviations_mm, reconstructed
 from TibiaCompletionLib.autoencoders.network import COMMITMENT, DECAY, Vae, VqVae
 from TibiaCompletionLib.autoencoders.pca import Pca
 from TibiaCompletionLib.autoencoders.training import BALANCE_WEIGHT, KL_WEIGHT, vae_loss, vqvae_loss
 from TibiaCompletionLib.case import make_case
-from TibiaCompletionLib.evaluation.table1 import ROW_TITLES, Cell, image_figures, surface_rmsd, table
+from TibiaCompletionLib.evaluation.table1 import ROW_TITLES, Cell, crossings, image_figures, surface_rmsd, table
 from TibiaCompletionLib.imagelosses import kl_divergence, mean_squared_error
-from TibiaCompletionLib.networkmodels import build, grid_settings, save_network
+from TibiaCompletionLib.networkmodels import build, grid_settings, save_network, virtual_people
+from TibiaCompletionLib.registration.inference import image_surface
 from TibiaCompletionLib.standardgrid import CENTRE_MM, STANDARD_GRID, StandardGrid
 from TibiaCompletionLib.trainingdata import SURFACE_LEVEL
 from TibiaCompletionLib.trainingloop import seeded
@@ -227,13 +228,13 @@ def test_components_come_back_from_their_tensors():
 def test_the_surface_comes_back_to_the_patient_by_the_inverse_affine(side, tmp_path, monkeypatch):
     """With an autoencoder that changes nothing, the completion is the visible bone, whatever the LocNet says."""
     grid = STANDARD_GRID.coarser(2)
-    coarse = {"kind": "locnet", "grid": grid_settings(grid.coarser(2)), "widths": [4]}
+    coarse = {"kind": "locnet", "grid": grid_settings(grid.coarser(2)), "widths": [4], "times": 1}
     locnet = build(coarse)
     with torch.no_grad():
         locnet.head[-1].bias.copy_(torch.tensor([0.4, -0.3, 0.5, 0.2, -0.2, 0.3, 0.4, 0.2, -0.3, 0.1, 0.1, -0.2]))
     network = {"kind": "vae", "grid": grid_settings(grid), "widths": [4], "latent": 2}
-    save_network(tmp_path / "tibia-stn-masked", locnet, coarse, {"people": 1}, "Nobody.")
-    save_network(tmp_path / "tibia-vae-masked-whole", build(network), network, {"people": 1}, "Nobody.")
+    save_network(tmp_path / "tibia-stn-masked", locnet, coarse, {"people": 1}, virtual_people(1), {})
+    save_network(tmp_path / "tibia-vae-masked-whole", build(network), network, {"people": 1}, virtual_people(1), {})
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
     monkeypatch.setattr("TibiaCompletionLib.autoencoders.inference.reconstructed", lambda autoencoder, images: images)
     one = leg(side, frame((1.2, 1.1, 1.6), (6, -7, 15), "j"), gap_mm=(100.0, 400.0))
@@ -274,10 +275,14 @@ def test_an_image_without_bone_is_refused():
 
 
 def test_the_distance_of_two_images_surfaces_is_that_of_two_balls():
-    a, b = ball_image(12.0, BALLS), ball_image(13.5, BALLS)
-    assert surface_rmsd(a, b, BALLS.spacing_ijk) == pytest.approx(1.5, abs=0.06)
-    assert surface_rmsd(a, a, BALLS.spacing_ijk) == 0
-    assert math.isnan(surface_rmsd(a, np.zeros_like(a), BALLS.spacing_ijk))
+    a, b, nothing = (
+        crossings(torch.from_numpy(image)[None, None], BALLS)
+        for image in (ball_image(12.0, BALLS), ball_image(13.5, BALLS), np.zeros(BALLS.shape_kji, dtype=np.float32))
+    )
+    reach = max(BALLS.spacing_ijk)
+    assert surface_rmsd(a, b, reach) == pytest.approx(1.5, abs=0.06)
+    assert surface_rmsd(a, a, reach) == 0
+    assert math.isnan(surface_rmsd(a, nothing, reach))
 
 
 def test_deviations_of_decodings_are_millimetres_along_the_normal():
@@ -302,7 +307,8 @@ def test_the_table_has_every_row_the_papers_figures_and_no_interval_over_a_handf
     image = images(1)[:, :, :15, :7, :7]
     grid = StandardGrid((15, 7, 7), GRID.spacing_ijk)
     monkeypatch.setattr("TibiaCompletionLib.evaluation.table1.SSIM_WINDOWS", (3, 7))
-    figures = image_figures(image, 0.9 * image, grid) | {"d_ssim_11": 0.01, "d_ssim_15": 0.01}
+    figures = image_figures(image, 0.9 * image, crossings(0.9 * image, grid), grid)
+    figures |= {"d_ssim_11": 0.01, "d_ssim_15": 0.01}
     assert figures["psnr_db"] == pytest.approx(-20 * math.log10(figures["rmse"]))
     few, many = (table([Cell("stn", "vae", str(n), figures) for n in range(count)]) for count in (3, 12))
     assert all(title in few for title in ROW_TITLES.values())

@@ -15,17 +15,25 @@ from TibiaCompletionLib.registration.network import (
     UNITS,
     DirectRegistration,
     LocNet,
+    PrototypeRegistration,
     affine_matrix,
+    averaged,
     random_similarities,
     sample,
 )
 from TibiaCompletionLib.registration.training import (
+    AUGMENTATION,
     GAUGE_WEIGHT,
+    NEAR_MM,
     PARAMETER_WEIGHT,
+    POSES,
     SIZE_WEIGHT,
+    SMALLEST_SHARE,
     direct_loss,
+    displacement_loss,
     masked_stn_loss,
     register_directly,
+    stn_loss,
 )
 from TibiaCompletionLib.standardgrid import CENTRE_MM, STANDARD_GRID, StandardGrid
 from TibiaCompletionLib.trainingloop import seeded
@@ -146,14 +154,36 @@ def test_the_direct_loss_is_dissimilarity_and_the_gauge():
     with torch.no_grad():
         registration.shares[2, 4] = 0.5 / GAIN
         registration.shares[1, 7] = 0.2 / GAIN
-    loss, _ = direct_loss(registration, image, torch.tensor([0]), GRID)
+    loss, _ = direct_loss(registration, image, torch.tensor([0]), GRID, GRID)
     assert float(loss.detach()) == pytest.approx(float(d_ssim(image, registration.prototype.detach())), rel=1e-4)
-    pair, values = direct_loss(registration, image.expand(2, -1, -1, -1, -1), torch.tensor([0, 2]), GRID)
+    pair, values = direct_loss(registration, image.expand(2, -1, -1, -1, -1), torch.tensor([0, 2]), GRID, GRID)
     assert float(values["gauge"]) == pytest.approx(0.25**2)  # of the mean, half of one image's 0.5
     assert float(pair.detach() - values["d_ssim"]) == pytest.approx(GAUGE_WEIGHT * 0.25**2, rel=1e-4)
-    larger, values = direct_loss(registration, image, torch.tensor([1]), GRID)
+    larger, values = direct_loss(registration, image, torch.tensor([1]), GRID, GRID)
     price = (GAUGE_WEIGHT + SIZE_WEIGHT) * 0.2**2
     assert float(larger.detach() - values["d_ssim"]) == pytest.approx(price, rel=1e-3)
+
+
+def test_the_refined_loss_is_what_is_left_of_the_way_in_millimetres():
+    grid = StandardGrid((20, 16, 16), (8.0, 8.0, 10.0))
+    aligned = blob(grid, size=6.0).float()
+    hidden = torch.zeros_like(aligned, dtype=torch.bool)
+    points = torch.tensor([[10.0, 0.0, 50.0], [-10.0, 5.0, -90.0]])
+
+    def drawn():
+        return torch.Generator().manual_seed(5)
+
+    generator = drawn()
+    share = (0.2 + 0.8 * torch.rand((POSES, 1), generator=generator)) ** 2
+    wanted = random_similarities(POSES, generator, share)
+    matrix = affine_matrix(wanted)
+    goal = points @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]
+    away = torch.linalg.norm(goal - points, dim=2).mean(1)
+    for locnet, left in ((lambda moved: wanted, 0 * away), (lambda moved: 0 * wanted, away)):
+        loss, values = displacement_loss(locnet, points, aligned, hidden, grid, grid, drawn())
+        assert float(loss) == pytest.approx(float((left / (away + NEAR_MM)).mean()), rel=1e-4, abs=1e-5)
+        assert float(values["left_mm"]) == pytest.approx(float(left.mean()), rel=1e-4, abs=1e-4)
+    assert share.min() >= SMALLEST_SHARE and away.min() < 8 and away.max() > 20
 
 
 def test_the_mask_robust_loss_asks_for_the_very_transform():
@@ -167,11 +197,31 @@ def test_the_mask_robust_loss_asks_for_the_very_transform():
         return torch.Generator().manual_seed(5)
 
     wanted = random_similarities(1, drawn())
-    _, knowing = masked_stn_loss(lambda moved: wanted, aligned, hidden, grid, drawn())
-    loss, silent = masked_stn_loss(lambda moved: 0 * wanted, aligned, hidden, grid, drawn())
+    _, knowing = masked_stn_loss(lambda moved: wanted, aligned, hidden, grid, grid, drawn())
+    loss, silent = masked_stn_loss(lambda moved: 0 * wanted, aligned, hidden, grid, grid, drawn())
     assert float(knowing["parameters"]) == 0 and float(knowing["d_ssim"]) < 0.5 * float(silent["d_ssim"])
     assert float(silent["parameters"]) == pytest.approx(float((wanted**2).sum()))
     assert float(loss) == pytest.approx(float(silent["d_ssim"]) + PARAMETER_WEIGHT * float(silent["parameters"]))
+
+
+def test_the_stn_loss_is_dissimilarity_of_the_moved_and_aligned_image():
+    """What the LocNet says of the moved image is put on top of the move, and has its own price."""
+    image, prototype = blob(GRID).float(), blob(GRID, (2.0, 0, 0)).float()
+    away = random_similarities(1, torch.Generator().manual_seed(6), AUGMENTATION)
+
+    shift = -away * torch.tensor([0.0] * 3 + [1.0] * 3 + [0.0] * 6)
+
+    class MovingBack(torch.nn.Module):
+        def forward(self, moved):
+            torch.testing.assert_close(moved, sample(image, affine_matrix(away), GRID))
+            return shift
+
+    registration = PrototypeRegistration(MovingBack(), prototype)
+    loss, values = stn_loss(registration, image, GRID, GRID, torch.Generator().manual_seed(6))
+    aligned = sample(image, affine_matrix(away) @ affine_matrix(shift), GRID)
+    assert float(values["d_ssim"]) == pytest.approx(float(d_ssim(aligned, prototype)), rel=1e-4)
+    price = GAUGE_WEIGHT * float((shift**2).sum())
+    assert float(loss.detach()) == pytest.approx(float(values["d_ssim"]) + price, rel=1e-4)
 
 
 # ---- LocNet and direct registration ----
@@ -189,6 +239,24 @@ def test_a_locnet_sees_a_coarser_image_of_any_grid():
     locnet = LocNet(GRID.coarser(2), (4,))
     aligned, matrix = register(locnet, blob(GRID).float(), GRID, GRID.coarser(2))
     assert aligned.shape == (1, 1, *GRID.shape_kji) and matrix.shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("factors", [(2, 2, 2), (4, 2, 2)])
+def test_averages_are_those_of_the_coarse_voxels_and_between_them(factors):
+    """At the coarse grid's own places they are the means of its voxels, wherever the grid's axes are coarser."""
+    grid = StandardGrid((16, 12, 8), (2.0, 1.5, 3.0))
+    shape = tuple(count // factor for count, factor in zip(grid.shape_kji, factors, strict=True))
+    spacing = tuple(width * factor for width, factor in zip(grid.spacing_ijk, factors[::-1], strict=True))
+    coarse = StandardGrid(shape, spacing)
+    image = blob(grid)
+    averages, between = averaged(image, grid, coarse)
+    assert between.shape_kji == tuple(2 * count - 1 for count in shape)
+    np.testing.assert_allclose(between.half_extent_ijk, coarse.half_extent_ijk)
+    still = torch.eye(4, dtype=torch.float64)[None]
+    wanted = image[0, 0].reshape(shape[0], factors[0], shape[1], factors[1], shape[2], factors[2]).mean((1, 3, 5))
+    torch.testing.assert_close(sample(averages, still, between, coarse)[0, 0], wanted)
+    same, kept = averaged(image, grid, grid)
+    assert same is image and kept == grid
 
 
 def test_a_locnet_that_is_asked_twice_goes_on_from_where_it_was():
@@ -211,6 +279,6 @@ def test_a_locnet_that_is_asked_twice_goes_on_from_where_it_was():
 def test_direct_registration_finds_a_small_shift():
     grid = StandardGrid((16, 12, 12), (2.0, 2.0, 3.0))
     prototype, image = blob(grid).float(), blob(grid, (3.0, -2.0, 4.0)).float()
-    found = register_directly(prototype, image, grid, steps=150, learning_rate=0.01)
+    found = register_directly(prototype, image, grid, grid, steps=150, learning_rate=0.01)
     shift = affine_matrix(found.double())[0].numpy() @ [*CENTRE_MM, 1]
     np.testing.assert_allclose(shift[:3] - CENTRE_MM, (3.0, -2.0, 4.0), atol=0.8)

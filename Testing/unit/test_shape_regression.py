@@ -14,15 +14,22 @@ from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.modelzoo import MODELS_VARIABLE
 from BoneReconstructionLib.surfaces import Surface, transformed
 from TibiaCompletionLib.case import make_case
-from TibiaCompletionLib.networkmodels import build, grid_settings, save_network
+from TibiaCompletionLib.networkmodels import build, grid_settings, save_network, virtual_people
 from TibiaCompletionLib.registration.network import affine_matrix
 from TibiaCompletionLib.shaperegression.inference import case_masks, complete_by_regression
 from TibiaCompletionLib.shaperegression.network import PriorVertices
-from TibiaCompletionLib.shaperegression.training import PeoplePool, random_input, shape_loss
+from TibiaCompletionLib.shaperegression.training import (
+    STEPS_A_PERSON,
+    PeoplePool,
+    _spread,
+    random_input,
+    shape_loss,
+)
 from TibiaCompletionLib.standardgrid import STANDARD_GRID
 from TibiaCompletionLib.trainingloop import seeded
 
 GRID = STANDARD_GRID.coarser(4)
+BOTH = torch.arange(2)
 RANK = tibia_prior().vertex_basis.shape[1]
 SETTINGS = {
     "kind": "shape",
@@ -49,7 +56,8 @@ def regressor():
 
 def values_at(mask, places):
     """Values of a (K, J, I) array at the voxels nearest to (n, 3) places of the grid."""
-    index = np.rint(transform_points(np.linalg.inv(GRID.ijk_to_standard), places)).astype(int)
+    grid = GRID if mask.shape == GRID.shape_kji else pool().grid
+    index = np.rint(transform_points(np.linalg.inv(grid.ijk_to_standard), places)).astype(int)
     return mask[tuple(np.clip(index[:, ::-1], 0, np.array(mask.shape) - 1).T)]
 
 
@@ -67,23 +75,26 @@ def test_a_new_network_answers_with_the_mean_bone():
     np.testing.assert_allclose(vertices()(*answer)[1].detach(), tibia_prior().mean[vertices().index], atol=1e-3)
 
 
-def test_the_pool_replaces_one_person_a_step_and_follows_from_the_step():
-    masks, places = (tensor.clone() for tensor in pool().at(5))
+def test_the_pool_replaces_one_person_every_few_steps_and_follows_from_the_step():
+    step = 5 * STEPS_A_PERSON
+    masks, places = pool().at(step, BOTH)
     again = PeoplePool(pool().patients, GRID, 2, vertices())
-    np.testing.assert_array_equal(again.at(5)[1], places)
-    later = pool().at(6)[1]
+    np.testing.assert_array_equal(again.at(step + STEPS_A_PERSON - 1, BOTH[1:])[1], places[1:])
+    assert again.generation[0] == -1  # nobody is rendered who is not asked for
+    later = pool().at(step + STEPS_A_PERSON, BOTH)[1]
     assert [torch.equal(a, b) for a, b in zip(places, later, strict=True)].count(False) == 1
     for mask, place in zip(masks[:, 0].numpy(), places.numpy(), strict=True):
         centre = place.mean(0)
         inner = centre + 0.8 * (place - centre) * (1, 1, 0.9)
         outer = centre + (place - centre) * (1.5, 1.5, 1.03)
         assert values_at(mask, inner).mean() > values_at(mask, outer).mean() + 0.3
+        assert 0.2 < np.mean(mask[(mask > 0) & (mask < 1)]) < 0.8  # voxels that the bone fills in part
 
 
 def test_what_is_hidden_is_not_shown_and_vertices_move_with_the_image():
-    masks, places = pool().at(5)
+    masks, places = pool().at(5, BOTH)
     masks, places = (torch.cat([tensor] * 8) for tensor in (masks, places))
-    shown, moved, hidden = random_input(masks, places, GRID, torch.Generator().manual_seed(3))
+    shown, moved, hidden = random_input(masks, places, pool().grid, GRID, torch.Generator().manual_seed(3))
     assert shown.shape == (16, 3, *GRID.shape_kji) and hidden.shape == moved.shape[:2]
     assert (shown[:, 0] * shown[:, 2]).max() == 0
     kinds = hidden.float().mean(1)
@@ -94,6 +105,12 @@ def test_what_is_hidden_is_not_shown_and_vertices_move_with_the_image():
         inside = (values_at(image[0], inward) > 0)[~unseen]
         assert inside.mean() > 0.6
         assert not unseen.any() or values_at(image[2], place)[unseen].mean() > 0.99
+
+
+def test_a_mask_is_spread_by_the_reach_along_each_axis():
+    image = torch.rand((2, 1, 6, 7, 8), generator=torch.Generator().manual_seed(2))
+    wanted = torch.nn.functional.max_pool3d(image, (3, 5, 7), 1, (1, 2, 3))
+    torch.testing.assert_close(_spread(image, (1, 2, 3)), wanted)
 
 
 def test_the_loss_is_the_distance_in_millimetres():
@@ -110,10 +127,10 @@ def test_the_loss_is_the_distance_in_millimetres():
 def test_twenty_steps_lower_the_loss():
     network = regressor()
     optimiser = torch.optim.AdamW(network.parameters(), 2e-3)
-    masks, places = pool().at(5)
+    masks, places = pool().at(5, BOTH)
     losses = []
     for _ in range(20):
-        given = random_input(masks, places, GRID, torch.Generator().manual_seed(3))
+        given = random_input(masks, places, pool().grid, GRID, torch.Generator().manual_seed(3))
         loss, _ = shape_loss(network, vertices(), *given)
         optimiser.zero_grad()
         loss.backward()
@@ -163,7 +180,7 @@ def test_what_lies_beyond_the_scan_is_hidden():
 
 def test_a_bone_is_completed_on_its_own_side(tmp_path, monkeypatch):
     """Even an untrained network starts at the mean bone; the fit to what is visible does the rest."""
-    save_network(tmp_path / "tibia-shape", regressor(), SETTINGS, {"people": 1}, "Nobody.")
+    save_network(tmp_path / "tibia-shape", regressor(), SETTINGS, {"people": 1}, virtual_people(1), {})
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
     one = leg("left", AXES)
     done = []

@@ -5,11 +5,13 @@ import json
 import shutil
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from phantoms import frame
+from scipy import ndimage
 from tibiae import leg
 from virtualpeople import patients
 
@@ -19,12 +21,30 @@ from BoneReconstructionLib.imagemetrics import HU_WINDOW
 from BoneReconstructionLib.modelzoo import MODELS_VARIABLE, Model
 from BoneReconstructionLib.volumes import Volume, write_volume
 from TibiaCompletionLib.evaluation import table1
-from TibiaCompletionLib.networkmodels import LIMITS, build, grid_settings, load_network, save_network
+from TibiaCompletionLib.networkmodels import (
+    LIMITS,
+    build,
+    find_network,
+    grid_settings,
+    load_network,
+    save_network,
+    virtual_people,
+)
+from TibiaCompletionLib.precision import chosen_device
 from TibiaCompletionLib.randommasks import BLOCK_SHARE, random_bands, random_blocks, random_fractures, random_masks
 from TibiaCompletionLib.registration.network import LocNet
 from TibiaCompletionLib.standardgrid import CENTRE_MM, STANDARD_GRID, StandardGrid
-from TibiaCompletionLib.training import PRESETS, STAGES, TibiaTraining, check_resume, chosen_preset
-from TibiaCompletionLib.trainingcts import CtCase, check_cases, find_cases, raw_image, read_case, real_images, split
+from TibiaCompletionLib.training import STAGES, TibiaTraining, check_resume
+from TibiaCompletionLib.trainingcts import (
+    CtCase,
+    check_cases,
+    check_number,
+    find_cases,
+    raw_image,
+    read_case,
+    real_image,
+    split,
+)
 from TibiaCompletionLib.trainingdata import (
     bone_image,
     left_out_seeds,
@@ -34,6 +54,7 @@ from TibiaCompletionLib.trainingdata import (
     virtual_images,
 )
 from TibiaCompletionLib.trainingloop import Interrupted, Schedule, Surroundings, optimise, seeded, stage_seed
+from TibiaCompletionLib.trainingpresets import PRESETS, chosen_preset
 
 COARSE = STANDARD_GRID.coarser(8)
 TINY = replace(
@@ -53,6 +74,12 @@ TINY = replace(
     shape_widths=(4, 8),
     shape_batch=3,
     shape_steps=2,
+    refined_images=COARSE,
+    refined_grid=STANDARD_GRID.coarser(16),
+    refined_widths=(4, 4),
+    refined_repeated=1,
+    refined_batch=1,
+    refined_steps=2,
 )
 
 
@@ -66,6 +93,7 @@ def one_set_of_patients():
     with pytest.MonkeyPatch.context() as patch:
         for module in ("trainingdata", "training"):
             patch.setattr(f"TibiaCompletionLib.{module}.VirtualPatients", lambda device: patients())
+        patch.setattr("TibiaCompletionLib.training.LEFT_OUT", 1)
         yield
 
 
@@ -112,7 +140,7 @@ def test_masks_follow_their_seed():
 
 @cache
 def people():
-    return virtual_images(training_seeds(4), COARSE, "cpu")
+    return virtual_images(training_seeds(5), COARSE, "cpu")
 
 
 def test_raw_images_show_the_bone_alone_in_the_middle_of_the_grid():
@@ -191,6 +219,46 @@ def test_a_training_cut_short_goes_on_to_the_very_same_weights(tmp_path):
     assert nothing_left == 0
 
 
+def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(tmp_path):
+    line = Line()
+
+    def loss_of(generator, done):
+        loss, values = line.loss(generator, done)
+        return loss * (float("nan") if done > 0.4 else 1.0), values
+
+    with pytest.raises(InputError, match="line failed: its loss is no number after 20 steps"):
+        optimise("line", line, loss_of, Schedule(30, 0.2, seed=4), Surroundings(tmp_path))
+    assert not (tmp_path / "line.safetensors").exists()
+
+
+class Slow:
+    """Stands for the renderer: each image says whose it is, and the time is over after two."""
+
+    def __init__(self, surroundings):
+        self.surroundings, self.asked = surroundings, []
+
+    def __call__(self, seed):
+        self.asked.append(seed)
+        if len(self.asked) == 2:
+            object.__setattr__(self.surroundings, "deadline", 0.0)
+        return torch.full((1, 2, 2, 2), float(seed - training_seeds(1)[0]), dtype=torch.float16)
+
+
+def test_rendering_stops_when_the_time_is_over_and_goes_on_from_there(tmp_path, monkeypatch):
+    made = []
+    for run in range(3):
+        training = TibiaTraining(tmp_path, TINY, 0, "cpu", Surroundings(tmp_path / "checkpoints"))
+        renderer = Slow(training.surroundings)
+        monkeypatch.setattr("TibiaCompletionLib.training.PersonImages", lambda *_, renderer=renderer: renderer)
+        if run == 0:
+            with pytest.raises(Interrupted, match="people"):
+                training.raw  # noqa: B018
+        else:
+            assert training.raw[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3]
+        made.append(len(renderer.asked))
+    assert made == [2, 2, 0]
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     trained(tmp_path)
     other = LocNet(COARSE, (4,))
@@ -210,10 +278,15 @@ def test_seeding_leaves_the_outer_random_numbers_alone():
 # ---- everything, tiny ----
 
 
+def new_training(folder, preset=TINY):
+    """A training whose people have been rendered: the last of them is left out."""
+    training = TibiaTraining(folder, preset, 0, "cpu", Surroundings(folder / "checkpoints"))
+    training._images = lambda name, left_out, grid, place=None: people()[4:] if left_out else people()[:4]
+    return training
+
+
 def train(folder, preset=TINY):
-    surroundings = Surroundings(folder / "checkpoints")
-    training = TibiaTraining(folder, preset, 0, "cpu", surroundings)
-    training.raw = people()
+    training = new_training(folder, preset)
     training.run()
     return training
 
@@ -230,8 +303,11 @@ def test_every_stage_leaves_a_model_with_a_whole_card(models):
     assert {path.name for path in (folder / "models").iterdir()} == expected
     for path in (folder / "models").iterdir():
         card = json.loads((path / "model.json").read_text())
-        assert card["limits"] == LIMITS and "virtual people" in card["training_data"]
-        assert card["figures"]["people"] == 4 and card["network"]["kind"]
+        assert card["limits"][:-1] == LIMITS and "virtual people" in card["limits"][-1]
+        assert "virtual people" in card["training_data"] and card["network"]["kind"]
+        measured = card["figures"]["left_out_people"]
+        assert card["figures"]["people"] == 4 and measured.pop("people") == 1
+        assert measured and all(np.isfinite(value) and value > 0 for value in measured.values())
         load_network(Model(path.name, path, card))
     assert training.figures["stn"]["steps"] == 2
 
@@ -249,14 +325,9 @@ def test_training_again_changes_nothing_and_a_lost_model_comes_back_the_same(mod
 
 def test_twenty_steps_lower_every_loss(tmp_path):
     values = {}
-    training = TibiaTraining(
-        tmp_path,
-        replace(TINY, registration_steps=20, prototype_steps=20, autoencoder_steps=20),
-        0,
-        "cpu",
-        Surroundings(tmp_path / "checkpoints"),
+    training = new_training(
+        tmp_path, replace(TINY, registration_steps=20, prototype_steps=20, autoencoder_steps=20, refined_steps=20)
     )
-    training.raw = people()
     optimised = training._optimise
 
     def noted(stage, module, loss_of, steps, rate):
@@ -280,9 +351,6 @@ def test_twenty_steps_lower_every_loss(tmp_path):
 def test_the_table_is_made_from_what_was_trained(models, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(MODELS_VARIABLE, "")  # the command sets it; put back afterwards
     monkeypatch.setattr("TibiaCompletionLib.evaluation.table1.virtual_images", lambda seeds, *_: people()[:1])
-    monkeypatch.setattr(
-        "TibiaCompletionLib.evaluation.table1.registration_errors", lambda device: {"gap": np.array([1.5])}
-    )
     folder = shutil.copytree(models[0] / "models", tmp_path / "models")
     shutil.rmtree(folder / "tibia-vae-direct")  # a training cut short
     for cached in (table1._grid, table1._network, table1._exists):
@@ -296,7 +364,7 @@ def test_the_table_is_made_from_what_was_trained(models, tmp_path, monkeypatch, 
     assert ("direct", "vae") not in found and ("masked-input", "vqvae-whole") in found
     assert ("none", "prototype") not in found and ("masked", "prototype") not in found
     assert all(0 <= float(row["d_ssim_3"]) <= 1 and float(row["rmse"]) > 0 for row in rows)
-    assert "1.50 mm" in capsys.readouterr().out
+    assert "mask-robust STN (eq. 4)" in capsys.readouterr().out
 
 
 def test_altered_weights_are_refused(models, tmp_path):
@@ -310,15 +378,35 @@ def test_altered_weights_are_refused(models, tmp_path):
 
 
 def test_a_network_comes_back_from_its_card(tmp_path):
-    settings = {"kind": "locnet", "grid": grid_settings(COARSE), "widths": [4, 8]}
+    settings = {"kind": "locnet", "grid": grid_settings(COARSE), "widths": [4, 8], "repeated": 1}
     network = seeded(lambda: build(settings), 0, "x")
     with torch.no_grad():
         network.head[-1].bias.fill_(0.25)
-    save_network(tmp_path / "tibia-x", network, settings, {"people": 1}, "Nobody.")
+    save_network(tmp_path / "tibia-x", network, settings, {"people": 1}, virtual_people(1), {})
     card = json.loads((tmp_path / "tibia-x" / "model.json").read_text())
     again = load_network(Model("tibia-x", tmp_path / "tibia-x", card))
     image = torch.rand(1, 1, *COARSE.shape_kji)
     torch.testing.assert_close(again(image), network(image), atol=2e-3, rtol=0)
+
+
+def test_models_of_two_trainings_are_not_mixed(models, tmp_path, monkeypatch):
+    """An autoencoder expects bones where its own STN puts them."""
+    folder = shutil.copytree(models[0] / "models", tmp_path / "models")
+    monkeypatch.setenv(MODELS_VARIABLE, str(folder))
+    assert set(find_network("tibia-vae-masked-whole").card["trained_with"]) == {"tibia-stn"}
+    assert set(find_network("tibia-stn-refined").card["trained_with"]) == {"tibia-prior"}
+    path = folder / "tibia-stn" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
+    for model_id in ("tibia-vae-masked-whole", "tibia-pca-stn", "tibia-stn-masked"):
+        with pytest.raises(InputError, match="trained with another tibia-stn"):
+            find_network(model_id)
+    assert find_network("tibia-vae-none").id == "tibia-vae-none"
+
+
+def test_one_part_can_be_trained_alone(tmp_path):
+    training = new_training(tmp_path)
+    training.run(("stn-refined",))
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tibia-stn-refined"]
 
 
 # ---- real CTs ----
@@ -385,15 +473,40 @@ def test_the_dry_run_says_what_is_wrong_with_each_case(tmp_path, capsys):
     assert "8 of 9 cases" in error
 
 
+@pytest.mark.parametrize("cortex, marrow, sentence", [(700, -80, ""), (450, 60, "less than cortical bone")])
+def test_porotic_bone_is_learned_from_and_soft_tissue_is_not(cortex, marrow, sentence, tmp_path):
+    bone = real_leg("left").bone.array
+    ct = np.where(bone, np.where(ndimage.binary_erosion(bone, iterations=2), marrow, cortex), -1000).astype(np.int16)
+    assert np.median(ct[bone]) < 150
+    write_case(tmp_path / "p_L", "left", ct=ct)
+    ((_, said),) = check_cases(find_cases(tmp_path))
+    assert sentence in said and bool(said) == bool(sentence)
+
+
+def test_real_people_who_were_left_out_are_measured_and_the_cards_say_whose_bones_they_are(tmp_path):
+    """The virtual people's images stand for those of CTs, which other tests read."""
+    cases = [CtCase(tmp_path / f"p{number}_L") for number in range(5)]
+    training = TibiaTraining(tmp_path, TINY, 0, "cpu", Surroundings(tmp_path / "checkpoints"), split(cases))
+    images = dict(zip(cases, people(), strict=True))
+    training._reader = lambda grid: images.get
+    training.run(("shape", "stn-masked", "stn-refined"))
+    for name in ("stn", "stn-masked", "stn-refined"):
+        card = json.loads((tmp_path / "models" / f"tibia-{name}" / "model.json").read_text())
+        assert card["training_data"] == "4 real CTs with tibia masks, of 4 people."
+        assert "virtual" not in json.dumps(card) and card["figures"]["left_out_people"]["people"] == 1
+    assert card["trained_with"].keys() == {"tibia-stn"}
+    assert not (tmp_path / "models" / "tibia-shape").exists()  # masks and vertices come from virtual people alone
+
+
 def test_real_people_are_split_by_person_and_too_few_are_refused(tmp_path):
     cases = [CtCase(tmp_path / f"p{number}_{side}") for number in range(10) for side in "LR"]
     learned, left_out = split(cases)
     assert {case.subject for case in left_out} == {"p7"} and len(learned) == 18
     assert not {case.subject for case in learned} & {case.subject for case in left_out}
     with pytest.raises(InputError, match="at least"):
-        real_images(cases[:2], COARSE, "cpu")
+        check_number(cases[:2])
     with pytest.raises(InputError, match="p0_L: .*--dry-run"):
-        real_images(cases, COARSE, "cpu")
+        real_image(cases[0], COARSE)
     with pytest.raises(InputError, match="no case folder"):
         find_cases(tmp_path)
 
@@ -412,13 +525,29 @@ def test_an_output_folder_is_never_mixed_with_another_training(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, sentence",
-    [(["--dry-run"], "--cts"), ([], "--output"), (["--output", "x", "--steps", "0"], "at least 1 step")],
+    [
+        (["--dry-run"], "--cts"),
+        ([], "--output"),
+        (["--output", "x", "--steps", "0"], "at least 1 step"),
+        (["--output", "x", "--device", "tpu"], "knows no device 'tpu'"),
+        (["--output", "x", "--device", "cuda:99"], "no GPU cuda:99"),
+    ],
 )
 def test_incomplete_commands_are_refused_in_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "tibia", *arguments]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_gpu_computes_in_full_precision(monkeypatch):
+    """Tensor cores would round convolutions to ten bits, and CPU and GPU would no longer agree."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    matmul = SimpleNamespace(allow_tf32=True)  # torch's own cannot be put back where it was built without a GPU
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    assert chosen_device("cuda") == "cuda"
+    assert not torch.backends.cudnn.allow_tf32 and not matmul.allow_tf32
 
 
 def test_numbers_of_steps_and_people_can_be_chosen():

@@ -10,14 +10,20 @@ from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.imagemetrics import windowed
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop, read_mask, read_volume, resample
-from TibiaCompletionLib.standardgrid import CENTRE_MM
+from TibiaCompletionLib.standardgrid import CENTRE_MM, STANDARD_GRID
+from TibiaCompletionLib.trainingdata import on_grid
 
 SIDES = {"_L": "left", "_R": "right"}
 SUFFIXES = (".nrrd", ".nii", ".nii.gz", ".mha", ".mhd")
 # A whole adult tibia, oblique in the scanner or not.
 LENGTH_MM = (240.0, 500.0)
-# Air is about -1000 HU and soft tissue about 50: an image in HU holds values below the one and a bone above the other.
-AIR_BELOW_HU, BONE_ABOVE_HU = -200.0, 150.0
+# Air is about -1000 HU: an image in HU holds values far below zero.
+AIR_BELOW_HU = -200.0
+# Fatty marrow makes the median of a porotic bone that of soft tissue: its cortex, more than a twentieth of any tibia,
+# tells it from flesh.
+BRIGHTEST_PERCENTILE, BONE_ABOVE_HU = 95.0, 500.0
+# Nothing in a leg is darker than fat, at most -30 and at least -190 HU.
+MARROW_ABOVE_HU = -190.0
 # Every so many people, in the order of their names, one is left out of the training.
 LEFT_OUT_EVERY = 8
 FEWEST_CASES = 4
@@ -91,9 +97,15 @@ def read_case(case):
         raise InputError("the tibia reaches the end of the scan: only whole bones can be learned from.")
     if ct.array.min() > AIR_BELOW_HU:
         raise InputError(f"the CT's lowest value is {ct.array.min():.4g}, so that it is not in HU: convert it to HU.")
-    inside = float(np.median(ct.array[tibia.array]))
+    inside = float(np.percentile(ct.array[tibia.array], BRIGHTEST_PERCENTILE))
     if inside < BONE_ABOVE_HU:
-        raise InputError(f"half of the tibia mask is below {inside:.0f} HU: check that it lies on the bone.")
+        raise InputError(
+            f"only a twentieth of the tibia mask is above {inside:.0f} HU, less than cortical bone: check that it lies "
+            "on the bone and that the CT is in HU."
+        )
+    inside = float(np.median(ct.array[tibia.array]))
+    if inside < MARROW_ABOVE_HU:
+        raise InputError(f"half of the tibia mask is below {inside:.0f} HU, in air: check that it lies on the bone.")
     ct, tibia = crop(ct, lower - 1, upper + 1), crop(tibia, lower - 1, upper + 1)
     corners = np.argwhere(tibia.array)[:, ::-1]
     length = float(np.ptp(transform_points(tibia.ijk_to_ras, corners) @ _long_axis(tibia)))
@@ -145,8 +157,9 @@ def raw_image(ct, tibia, side, grid):
     raw_to_right = np.eye(4)
     raw_to_right[:3, 3] = (places.min(0) + places.max(0)) / 2 - CENTRE_MM
     bone = Volume(windowed(ct.array) * tibia.array, tibia.ijk_to_ras)
-    matrix = mirror @ raw_to_right @ grid.ijk_to_standard
-    return resample(bone, grid.shape_kji, matrix).array[None].astype(np.float16)
+    matrix = mirror @ raw_to_right @ STANDARD_GRID.ijk_to_standard
+    image = resample(bone, STANDARD_GRID.shape_kji, matrix).array[None]
+    return on_grid(torch.from_numpy(image), grid).half().numpy()
 
 
 def split(cases):
@@ -159,21 +172,25 @@ def split(cases):
     )
 
 
-def real_images(cases, grid, device, report=lambda fraction: None):
-    """Raw images of real cases: (N, 1, K, J, I) float16 tensor on the device.
+def check_number(cases):
+    """Refuse to learn from too few cases.
 
     Raises:
-        InputError: something is wrong with a case, or there are too few.
+        InputError: there are too few.
     """
     if len(cases) < FEWEST_CASES:
         raise InputError(
             f"There are {len(cases)} cases to learn from and at least {FEWEST_CASES} are needed: add more."
         )
-    images = []
-    for number, case in enumerate(cases):
-        try:
-            images.append(torch.from_numpy(raw_image(*read_case(case), case.side, grid)))
-        except InputError as error:
-            raise InputError(f"{case.folder.name}: {error} Check all cases with --dry-run.") from error
-        report((number + 1) / len(cases))
-    return torch.stack(images).to(device)
+
+
+def real_image(case, grid):
+    """(1, K, J, I) float16 array of a case, see `raw_image`.
+
+    Raises:
+        InputError: something is wrong with the case.
+    """
+    try:
+        return raw_image(*read_case(case), case.side, grid)
+    except InputError as error:
+        raise InputError(f"{case.folder.name}: {error} Check all cases with --dry-run.") from error

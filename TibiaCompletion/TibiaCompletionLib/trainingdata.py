@@ -7,9 +7,11 @@ images lie as they were scanned, a left leg mirrored, with the middle of the bon
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
+from torch.nn import functional
 
+from BoneReconstructionLib.frames import similarity_from_points
 from BoneReconstructionLib.imagemetrics import HU_WINDOW
-from BoneReconstructionLib.virtualpatients import VirtualPatients
+from BoneReconstructionLib.virtualpatients import VirtualPatients, VirtualPerson
 from TibiaCompletionLib.standardgrid import CENTRE_MM, STANDARD_GRID
 
 # Seeds of virtual people: training counts up from the first, left-out people from the second.
@@ -63,6 +65,69 @@ def raw_from_standard(vertices, rotation):
     return matrix
 
 
+def in_scanner(seed, vertices, mean):
+    """(4, 4) from the frame of raw images to the standard frame: the person as it lies in the scanner.
+
+    Args:
+        seed: of the person.
+        vertices: (n, 3) of the person's bone in the standard frame, mm.
+        mean: (n, 3) of the mean bone; raw images know nothing of it.
+    """
+    return np.linalg.inv(raw_from_standard(vertices, scanner_pose(seed, vertices)))
+
+
+def on_mean(seed, vertices, mean):
+    """(4, 4) from the mean bone's frame to the person's, by corresponding vertices: an alignment that is known.
+
+    Args:
+        seed: of the person; the alignment does not depend on it.
+        vertices: (n, 3) of the person's bone in the standard frame, mm.
+        mean: (n, 3) of the mean bone.
+    """
+    return similarity_from_points(mean, vertices)
+
+
+def mean_person(patients):
+    """The `VirtualPerson` with the mean bone, everything else in the middle of what varies.
+
+    Args:
+        patients: `VirtualPatients`.
+    """
+    prior = patients.priors["tibia"]
+    kernels = {bone: np.zeros((other.vertex_basis.shape[1], 3)) for bone, other in patients.priors.items()}
+    tissue = {name: sum(limits) / 2 for name, limits in vars(patients.ranges).items()}
+    return VirtualPerson(0, 1.0, np.zeros(len(prior.modes)), kernels, tissue)
+
+
+class PersonImages:
+    """Makes images of virtual people's right tibiae.
+
+    They are rendered on the standard grid and averaged over coarser voxels, as a patient's CT is.
+
+    Args:
+        grid: `StandardGrid` of the images.
+        device: torch device on which they are made.
+        place: `in_scanner` or `on_mean`.
+    """
+
+    def __init__(self, grid, device, place=in_scanner):
+        self.patients, self.grid, self.place = VirtualPatients(device=device), grid, place
+
+    def __call__(self, seed):
+        """(1, K, J, I) float16 tensor on the device, of the person of a seed; None: of `mean_person`."""
+        person = mean_person(self.patients) if seed is None else self.patients.person(seed)
+        vertices = self.patients.vertices(person, "tibia")
+        place = self.place(seed, vertices, self.patients.priors["tibia"].mean)
+        hu, labels = self.patients.ct(person, STANDARD_GRID.shape_kji, place @ STANDARD_GRID.ijk_to_standard)
+        return on_grid(bone_image(hu, labels["tibia"])[None], self.grid).half()
+
+
+def on_grid(images, grid):
+    """Images (..., K, J, I) of the standard grid averaged over the voxels of a coarser one of the same box."""
+    factors = [count // other for count, other in zip(STANDARD_GRID.shape_kji, grid.shape_kji, strict=True)]
+    return functional.avg_pool3d(images, factors)
+
+
 def virtual_images(seeds, grid, device, report=lambda fraction: None):
     """Raw images of virtual people's right tibiae.
 
@@ -75,16 +140,11 @@ def virtual_images(seeds, grid, device, report=lambda fraction: None):
     Returns:
         (N, 1, K, J, I) float16 tensor on the device.
     """
-    patients = VirtualPatients(device=device)
-    images = torch.empty((len(seeds), 1, *grid.shape_kji), dtype=torch.float16, device=device)
+    image_of, images = PersonImages(grid, device), []
     for number, seed in enumerate(seeds):
-        person = patients.person(seed)
-        vertices = patients.vertices(person, "tibia")
-        raw = raw_from_standard(vertices, scanner_pose(seed, vertices))
-        hu, labels = patients.ct(person, grid.shape_kji, np.linalg.inv(raw) @ grid.ijk_to_standard)
-        images[number, 0] = bone_image(hu, labels["tibia"])
+        images.append(image_of(seed))
         report((number + 1) / len(seeds))
-    return images
+    return torch.stack(images)
 
 
 def training_seeds(count):

@@ -61,6 +61,11 @@ class Surroundings:
     log: Callable = lambda name, value, step: None
     deadline: float = math.inf
 
+    @property
+    def over(self):
+        """Whether the time is."""
+        return time.monotonic() > self.deadline
+
 
 def stage_seed(seed, *names):
     """A seed of its own for each stage and step."""
@@ -86,7 +91,7 @@ def optimise(stage, module, loss_of, schedule, surroundings):
 
     Raises:
         Interrupted: the deadline has passed; a checkpoint was written.
-        InputError: the checkpoint is of another network.
+        InputError: the checkpoint is of another network, or the loss is no number any more.
     """
     path = surroundings.folder / f"{stage}.safetensors"
     device = next(module.parameters()).device
@@ -105,17 +110,27 @@ def optimise(stage, module, loss_of, schedule, surroundings):
         optimiser.step()
         step += 1
         if step % LOG_EVERY == 0 or step == schedule.steps:
+            _check_finite(loss, stage, step)
             for name, value in {"loss": loss.detach(), **values}.items():
                 surroundings.log(f"{stage}/{name}", float(value), step)
             surroundings.report(stage, step / schedule.steps)
-        now = time.monotonic()
-        over = now > surroundings.deadline
-        if over or step == schedule.steps or now - saved > CHECKPOINT_S:
+        over = surroundings.over
+        if over or step == schedule.steps or time.monotonic() - saved > CHECKPOINT_S:
+            _check_finite(loss, stage, step)
             _save(path, module, optimiser, step)
-            saved = now
+            saved = time.monotonic()
         if over and step < schedule.steps:
             raise Interrupted(stage)
     module.eval()
+
+
+def _check_finite(loss, stage, step):
+    """Refuse to go on, and to keep what was learned, once the loss is no number."""
+    if not torch.isfinite(loss.detach()):
+        raise InputError(
+            f"The training {stage} failed: its loss is no number after {step} steps. Check the images with --dry-run "
+            "where they are real CTs, or train with another --seed."
+        )
 
 
 def _save(path, module, optimiser, step):

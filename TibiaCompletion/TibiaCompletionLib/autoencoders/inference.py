@@ -3,17 +3,17 @@
 import numpy as np
 import torch
 
-from BoneReconstructionLib.distances import SurfaceLocator
-from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import transform_points
-from BoneReconstructionLib.modelzoo import find_model
-from BoneReconstructionLib.surfaces import largest_component, transformed
-from BoneReconstructionLib.volumes import Volume
-from TibiaCompletionLib.networkmodels import grid_of, load_network
-from TibiaCompletionLib.registration.inference import MODEL_ID as REGISTRATION_ID
-from TibiaCompletionLib.registration.inference import TIMES, register, visible_image
-from TibiaCompletionLib.shapecompletion import Completion
-from TibiaCompletionLib.trainingdata import SURFACE_LEVEL
+from TibiaCompletionLib.networkmodels import find_network, grid_of, load_network
+from TibiaCompletionLib.registration.inference import (
+    MASKED_ID,
+    completed,
+    hidden_voxels,
+    image_surface,
+    register,
+    visible_image,
+)
+from TibiaCompletionLib.registration.network import sample
 
 DRAWS = 8
 
@@ -28,7 +28,17 @@ def complete_by_vqvae(case, side, matrix, report):
     return complete(case, side, matrix, report, "tibia-vqvae-masked-whole")
 
 
-def complete(case, side, matrix, report, model_id):
+def complete_by_pca32(case, side, matrix, report):
+    """The paper's recipe with 32 principal components, found by what is visible; see `complete`."""
+    return complete(case, side, matrix, report, "tibia-pca-stn", 32)
+
+
+def complete_by_pca16(case, side, matrix, report):
+    """The paper's recipe with 16 principal components, found by what is visible; see `complete`."""
+    return complete(case, side, matrix, report, "tibia-pca-stn", 16)
+
+
+def complete(case, side, matrix, report, model_id, rank=None):
     """Register the visible bone by the mask-robust STN, reconstruct its image and bring the surface back.
 
     Args:
@@ -37,56 +47,35 @@ def complete(case, side, matrix, report, model_id):
         matrix: (4, 4) starting similarity, which the STN refines.
         report: called with the fraction done.
         model_id: of the autoencoder.
+        rank: number of principal components, where it is made of those.
 
     Returns:
         Completion.
 
     Raises:
-        InputError: a model is not there, or the reconstructed image shows no bone.
+        InputError: a model is not there or of another training, or the reconstructed image shows no bone.
         ModuleNotFoundError: MONAI is missing.
     """
-    model, registration = find_model(model_id), find_model(REGISTRATION_ID)
+    model, registration = find_network(model_id), find_network(MASKED_ID)
     autoencoder, locnet = load_network(model), load_network(registration)
     grid, locnet_grid = (grid_of(one.card["network"]["grid"]) for one in (model, registration))
     report(0.2)
-    image, _ = visible_image(case, side, matrix, grid)
-    aligned, found = register(locnet, image, grid, locnet_grid, TIMES)
+    image = visible_image(case, side, matrix, grid)
+    aligned, found = register(locnet, image, grid, locnet_grid, registration.card["network"]["times"])
     report(0.5)
-    decoded = reconstructed(autoencoder, aligned)
+    if rank is None:
+        decoded = reconstructed(autoencoder, aligned)
+    else:
+        hidden = sample(hidden_voxels(case, side, matrix, grid).float(), found.float(), grid) > 0.5
+        decoded = autoencoder.truncated(rank).reconstructed(aligned, ~hidden)
     report(0.9)
-    right_from_standard = matrix @ found[0].numpy()
-    surface = transformed(image_surface(decoded[0, 0].numpy(), grid), right_from_standard)
-    visible = case.visible(side)
-    distance = SurfaceLocator(surface).closest(visible.surface.vertices[visible.trusted])[1]
-    used = {"id": model.id, "version": model.card["version"], "sha256": model.card["sha256"]}
-    report(1.0)
-    return Completion(surface, right_from_standard, used, float(np.sqrt(np.mean(distance**2))))
+    return completed(case, side, image_surface(decoded[0, 0].numpy(), grid), matrix @ found[0].numpy(), model, report)
 
 
 @torch.inference_mode()
 def reconstructed(autoencoder, images):
     """Images (N, 1, K, J, I) that a `network.Vae` or `VqVae` makes of aligned ones."""
     return autoencoder(images.to(memory_format=torch.channels_last_3d))
-
-
-def image_surface(image, grid):
-    """Closed surface of the bone in an image, in the standard frame, mm.
-
-    Args:
-        image: (K, J, I) array with values in [0, 1].
-        grid: `StandardGrid`.
-
-    Raises:
-        InputError: nothing in the image is as bright as bone.
-    """
-    from BoneReconstructionLib.meshing import isosurface  # the table is also made where vtk is missing
-
-    if image.max() <= SURFACE_LEVEL:
-        raise InputError("The network shows no bone for this input: check the masks, or choose another method.")
-    padded = np.pad(image, 1)
-    matrix = grid.ijk_to_standard
-    matrix[:3, 3] -= grid.spacing_ijk
-    return largest_component(isosurface(Volume(padded, matrix), SURFACE_LEVEL))
 
 
 @torch.inference_mode()

@@ -17,13 +17,14 @@ from torch.nn import functional
 
 from BoneReconstructionLib.imagemetrics import HU_WINDOW, SSIM_WINDOWS
 from BoneReconstructionLib.jobs import Progress
-from BoneReconstructionLib.modelzoo import MODELS_VARIABLE, find_model, list_models
+from BoneReconstructionLib.modelzoo import MODELS_VARIABLE, list_models
 from TibiaCompletionLib.autoencoders.inference import reconstructed
 from TibiaCompletionLib.imagelosses import d_ssim
-from TibiaCompletionLib.networkmodels import grid_of, load_network
+from TibiaCompletionLib.networkmodels import find_network, grid_of, load_network
+from TibiaCompletionLib.precision import chosen_device
 from TibiaCompletionLib.randommasks import random_blocks
-from TibiaCompletionLib.registration.inference import TIMES, register
-from TibiaCompletionLib.registration.network import affine_matrix, random_similarities, sample
+from TibiaCompletionLib.registration.inference import DIRECT_RATE, DIRECT_STEPS, register
+from TibiaCompletionLib.registration.network import affine_matrix, averaged, sample
 from TibiaCompletionLib.registration.training import register_directly
 from TibiaCompletionLib.trainingdata import SURFACE_LEVEL, left_out_seeds, virtual_images
 
@@ -32,7 +33,6 @@ NORMAL_95 = 1.96
 FIGURES = (*(f"d_ssim_{window}" for window in SSIM_WINDOWS[::-1]), "psnr_db", "rmse", "rmsd_mm")
 # In the units of the paper's table.
 UNITS = {**{f"d_ssim_{window}": 100.0 for window in SSIM_WINDOWS}, "psnr_db": 1.0, "rmse": 100.0, "rmsd_mm": 1.0}
-DIRECT_STEPS, DIRECT_RATE = 150, 0.01
 POINTS = 20_000
 MASK_SEED = 7
 ROW_TITLES = {
@@ -119,8 +119,9 @@ def cells(people, device, report=lambda fraction: None):
             if not _exists(REGISTRATIONS.get(row)):
                 continue
             target, shown, visible = registered(row, raw.float(), number, device)
+            surface = crossings(target, _grid())
             for column, image in reconstructions(row, shown, visible, device):
-                yield Cell(row, column, name, image_figures(image, target, _grid()))
+                yield Cell(row, column, name, image_figures(image, target, surface, _grid()))
         report((number + 1) / len(people))
 
 
@@ -137,20 +138,17 @@ def registered(row, raw, number, device):
     if row == "none":
         return raw, raw, None
     if row == "direct":
-        coarse = grid_of(find_model("tibia-direct").card["network"]["grid"])
-        factor = grid.shape_kji[0] // coarse.shape_kji[0]
+        coarse = grid_of(find_network("tibia-direct").card["network"]["grid"])
         network = _network("tibia-direct", device)
-        prototype = functional.avg_pool3d(network.prototype.detach(), factor)
-        with torch.enable_grad():
-            parameters = register_directly(
-                prototype, functional.avg_pool3d(raw, factor), coarse, DIRECT_STEPS, DIRECT_RATE
-            )
+        prototype = functional.avg_pool3d(network.prototype.detach(), grid.shape_kji[0] // coarse.shape_kji[0])
+        shown, between = averaged(raw, grid, coarse)
+        parameters = register_directly(prototype, shown, between, coarse, DIRECT_STEPS, DIRECT_RATE)
         aligned = sample(raw, affine_matrix(parameters), grid)
         return aligned, aligned, None
     model_id = "tibia-stn" if row == "stn" else "tibia-stn-masked"
     locnet = _network(model_id, device)
     locnet = locnet.locnet if row == "stn" else locnet
-    locnet_grid = grid_of(find_model(model_id).card["network"]["grid"])
+    locnet_grid = grid_of(find_network(model_id).card["network"]["grid"])
     if row != "masked-input":
         aligned, _ = register(locnet, raw, grid, locnet_grid)
         return aligned, aligned, None
@@ -177,45 +175,51 @@ def reconstructions(row, shown, visible, device):
                 yield kind + ending, reconstructed(_network(f"tibia-{kind}-{name}", device), shown)
 
 
-def image_figures(image, target, grid):
-    """{name of `FIGURES`: value} of an image (1, 1, K, J, I) against the one that it should be."""
+def image_figures(image, target, surface, grid):
+    """{name of `FIGURES`: value} of an image (1, 1, K, J, I) against the one that it should be, and its `crossings`."""
     error = float(((image - target) ** 2).mean())
     figures = {f"d_ssim_{window}": float(d_ssim(image, target, window)) for window in SSIM_WINDOWS}
     figures["psnr_db"] = float(-10 * np.log10(max(error, 1e-12)))
     figures["rmse"] = error**0.5
-    figures["rmsd_mm"] = surface_rmsd(*(one[0, 0].float().cpu().numpy() for one in (image, target)), grid.spacing_ijk)
+    figures["rmsd_mm"] = surface_rmsd(crossings(image, grid), surface, max(grid.spacing_ijk))
     return figures
 
 
-def surface_rmsd(a, b, spacing_ijk, level=SURFACE_LEVEL):
+def surface_rmsd(a, b, reach):
     """Root mean square distance of two images' iso-surfaces, both ways, mm; NaN where one has none.
 
     The points are the vertices that marching cubes would make. Each is compared with the plane through the nearest
     point of the other surface; far aside of that point, with the point itself.
 
     Args:
-        a: (K, J, I) array.
-        b: array of the same shape.
-        spacing_ijk: voxel size, mm.
-        level: of the surface.
+        a, b: from `crossings`.
+        reach: how far aside of a point its plane counts, mm.
     """
-    surfaces = [_crossings(image, spacing_ijk, level) for image in (a, b)]
-    if any(len(points) == 0 for points, _ in surfaces):
+    if not len(a[0]) or not len(b[0]):
         return float("nan")
     squared = []
-    for (points, _), (others, normals) in (surfaces, surfaces[::-1]):
+    for (points, _), (others, normals) in ((a, b), (b, a)):
         points = points[:: max(1, len(points) // POINTS)]
         _, nearest = cKDTree(others).query(points)
         apart = points - others[nearest]
         off_plane = (apart * normals[nearest]).sum(1)
         aside = (apart**2).sum(1) - off_plane**2
-        squared.append(off_plane**2 + np.where(aside > max(spacing_ijk) ** 2, aside, 0))
+        squared.append(off_plane**2 + np.where(aside > reach**2, aside, 0))
     return float(np.sqrt(np.concatenate(squared).mean()))
 
 
-def _crossings(image, spacing_ijk, level):
-    """((n, 3) x, y, z in mm of where the image crosses the level between neighbouring voxels, (n, 3) unit normals)."""
-    spacing = np.array(spacing_ijk[::-1])
+def crossings(image, grid, level=SURFACE_LEVEL):
+    """Where an image crosses a level between neighbouring voxels.
+
+    Args:
+        image: (1, 1, K, J, I) tensor.
+        grid: `StandardGrid`.
+        level: of the surface.
+
+    Returns:
+        ((n, 3) x, y, z in mm, (n, 3) unit normals).
+    """
+    image, spacing = image[0, 0].float().cpu().numpy(), np.array(grid.spacing_ijk[::-1])
     slopes = np.stack(np.gradient(image, *spacing), -1)
     points, normals = [], []
     for axis in range(3):
@@ -230,42 +234,6 @@ def _crossings(image, spacing_ijk, level):
         normals.append((1 - share) * slopes[tuple(index.T)] + share * slopes[tuple(after.T)])
     points, normals = np.concatenate(points)[:, ::-1], np.concatenate(normals)[:, ::-1]
     return points, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-
-
-@torch.inference_mode()
-def registration_errors(device, count=PEOPLE, gap_mm=50.0):
-    """How far the mask-robust STN puts the prototype away from where it is known to lie, mm.
-
-    The prototype is moved by random similarities of the training's ranges; the error is the mean over its bone voxels.
-
-    Args:
-        device: torch device.
-        count: number of similarities.
-        gap_mm: height of the band across the mid-shaft that is hidden in the second run.
-
-    Returns:
-        {"unmasked" and "gap", and both followed by ", asked twice": (count,) array}.
-    """
-    grid = _grid()
-    locnet_grid = grid_of(find_model("tibia-stn-masked").card["network"]["grid"])
-    locnet, prototype = _network("tibia-stn-masked", device), _network("tibia-stn", device).prototype
-    index = torch.nonzero(prototype[0, 0] > SURFACE_LEVEL)[:, [2, 1, 0]].double()
-    matrix = torch.as_tensor(grid.ijk_to_standard, device=device)
-    bone = index @ matrix[:3, :3].T + matrix[:3, 3]
-    heights = matrix[2, 2] * torch.arange(grid.shape_kji[0], device=device) + matrix[2, 3]
-    middle = (bone[:, 2].min() + bone[:, 2].max()) / 2
-    gap = ((heights - middle).abs() < gap_mm / 2)[None, None, :, None, None]
-    generator = torch.Generator(device).manual_seed(MASK_SEED)
-    errors = {}
-    for _ in range(count):
-        wanted = affine_matrix(random_similarities(1, generator))
-        for name, image in (("unmasked", prototype), ("gap", prototype * ~gap)):
-            moved = sample(image, torch.linalg.inv(wanted), grid)
-            for ending, times in (("", 1), (", asked twice", TIMES)):
-                change = register(locnet, moved, grid, locnet_grid, times)[1][0] - wanted[0].double()
-                off = bone @ change[:3, :3].T + change[:3, 3]
-                errors.setdefault(name + ending, []).append(float(torch.linalg.norm(off, dim=1).mean()))
-    return {name: np.array(values) for name, values in errors.items()}
 
 
 def table(found):
@@ -302,13 +270,13 @@ def _exists(model_id):
 
 @cache
 def _network(model_id, device):
-    return load_network(model_id, device)
+    return load_network(find_network(model_id), device)
 
 
 @cache
 def _grid():
     """The grid of the images, on which the STN's prototype is."""
-    return grid_of(find_model("tibia-stn").card["network"]["prototype_grid"])
+    return grid_of(find_network("tibia-stn").card["network"]["prototype_grid"])
 
 
 def add_arguments(parser):
@@ -328,9 +296,7 @@ def run(arguments):
     """Run `bonerecon evaluate table1`."""
     if arguments.models is not None:
         os.environ[MODELS_VARIABLE] = str(arguments.models)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = chosen_device(arguments.device)
     progress = Progress({"people": 1, "methods": 8})
     if arguments.bones is None:
         people = virtual_people(arguments.people, device, lambda fraction: progress.report("people", fraction))
@@ -340,10 +306,6 @@ def run(arguments):
         found = list(cells(people, device, lambda fraction: progress.report("methods", fraction)))
     write_cells(arguments.output, found)
     print(table(found))
-    if not _exists("tibia-stn-masked"):
-        return
-    for name, errors in registration_errors(device).items():
-        print(f"Mask-robust STN against the prototype's known place, {name}: mean {errors.mean():.2f} mm")
 
 
 def virtual_people(count, device, report):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from TibiaCompletionLib.precision import half_on_gpu
-from TibiaCompletionLib.standardgrid import CENTRE_MM
+from TibiaCompletionLib.standardgrid import CENTRE_MM, StandardGrid
 
 # Section 2.3 of the masked tibia completion paper; one parameter counts one of these.
 ANGLE_RANGE = math.radians(15)
@@ -56,7 +56,7 @@ def random_similarities(count, generator, share=1.0):
     Args:
         count: how many.
         generator: torch.Generator; its device is that of the parameters.
-        share: of the ranges.
+        share: of the ranges; a number, or (N, 1) tensor.
     """
     drawn = 2 * torch.rand((count, 7), generator=generator, device=generator.device) - 1
     # Uniform in the scale, as in the paper, not in its logarithm.
@@ -89,19 +89,48 @@ def sample(images, matrix, grid, output_grid=None):
     return functional.grid_sample(images.to(places.dtype), places, align_corners=True)
 
 
+def averaged(images, grid, coarse):
+    """Images averaged over the voxels of a coarser grid, at twice as many places along each axis.
+
+    What is resampled from there on the coarse grid, moved or not, is neither aliased nor blurred once more: so the
+    LocNets see images, while they are trained and afterwards.
+
+    Args:
+        images: (N, C, K, J, I) tensor on `grid`.
+        grid: `StandardGrid`.
+        coarse: the same box with voxels an even number of times as wide along every axis, or the very same grid.
+
+    Returns:
+        (images, their `StandardGrid`).
+    """
+    if grid == coarse:
+        return images, grid
+    half = [count // other // 2 for count, other in zip(grid.shape_kji, coarse.shape_kji, strict=True)]
+    shape = tuple(2 * count - 1 for count in coarse.shape_kji)
+    spacing = tuple(width / 2 for width in coarse.spacing_ijk)
+    images = functional.avg_pool3d(images, half)
+    for axis in (2, 3, 4):  # several times faster than pooling at every place
+        last = images.shape[axis] - 1
+        images = (images.narrow(axis, 0, last) + images.narrow(axis, 1, last)) / 2
+    return images, StandardGrid(shape, spacing)
+
+
 class LocNet(nn.Module):
     """Localisation network: affine parameters out of an image, by 3D convolutions.
 
     Args:
         grid: `StandardGrid` of the images; which may be coarser than what is registered.
         widths: channels after each halving, multiples of 4.
+        repeated: how many of the last widths are followed by one more convolution.
     """
 
-    def __init__(self, grid, widths):
+    def __init__(self, grid, widths, repeated=0):
         super().__init__()
         layers, before = [], 1
-        for width in widths:
+        for number, width in enumerate(widths):
             layers += [nn.Conv3d(before, width, 3, stride=2, padding=1), nn.GroupNorm(GROUPS, width), nn.SiLU()]
+            if number >= len(widths) - repeated:
+                layers += [nn.Conv3d(width, width, 3, padding=1), nn.GroupNorm(GROUPS, width), nn.SiLU()]
             before = width
         self.features = nn.Sequential(*layers)
         cells = math.prod(math.ceil(count / 2 ** len(widths)) for count in grid.shape_kji)

@@ -4,14 +4,15 @@ import numpy as np
 import torch
 
 from BoneReconstructionLib.frames import side_to_right, transform_points
-from BoneReconstructionLib.modelzoo import find_model
 from BoneReconstructionLib.shapefitting import VisibleSurface, both, fit, spread_over, with_residual
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.volumes import Volume, resample
-from TibiaCompletionLib.networkmodels import grid_of, load_network
+from TibiaCompletionLib.networkmodels import find_network, grid_of, load_network
 from TibiaCompletionLib.shapecompletion import MODEL_ID as PRIOR_ID
 from TibiaCompletionLib.shapecompletion import Completion
+from TibiaCompletionLib.standardgrid import STANDARD_GRID
+from TibiaCompletionLib.trainingdata import on_grid
 
 MODEL_ID = "tibia-shape"
 # So few predicted vertices stand in for the hidden bone that they weigh as much as the network's error allows.
@@ -36,7 +37,7 @@ def complete_by_regression(case, side, matrix, report):
     Raises:
         InputError: the model is missing or altered.
     """
-    prior, model = load_prior(PRIOR_ID, "tibia"), find_model(MODEL_ID)
+    prior, model = load_prior(PRIOR_ID, "tibia"), find_network(MODEL_ID)
     regressor, grid = load_network(model), grid_of(model.card["network"]["grid"])
     report(0.2)
     masks = case_masks(case, side, matrix, grid)
@@ -57,7 +58,7 @@ def complete_by_regression(case, side, matrix, report):
 
 
 def case_masks(case, side, matrix, grid):
-    """(3, K, J, I) float32 tensor of what a case shows, on the standard grid placed by a similarity.
+    """(3, K, J, I) float32 tensor of what a case shows, on the standard grid placed by a similarity, or a coarser one.
 
     The channels are the visible tibia, its neighbours and what is hidden: masked, or beyond an end of the scan that
     cuts the bone.
@@ -70,16 +71,18 @@ def case_masks(case, side, matrix, grid):
     """
     from BoneReconstructionLib.meshing import voxelize
 
-    ijk_to_ras = side_to_right(side) @ matrix @ grid.ijk_to_standard
-    box = case.tibia.ijk_to_ras
+    ijk_to_ras = side_to_right(side) @ matrix @ STANDARD_GRID.ijk_to_standard
+    box, shape = case.tibia.ijk_to_ras, STANDARD_GRID.shape_kji
     seen = Volume((case.tibia.array & ~case.fracture.array).astype(np.float32), box)
     masked = Volume(case.fracture.array.astype(np.float32), box)
-    tibia, hidden = (resample(volume, grid.shape_kji, ijk_to_ras).array for volume in (seen, masked))
-    neighbours = np.zeros(grid.shape_kji, dtype=bool)
+    neighbours = np.zeros(shape, dtype=bool)
     for surface, _ in case.neighbours.values():
-        neighbours |= voxelize(surface, grid.shape_kji, ijk_to_ras).array
-    hidden = (hidden > 0.5) | _beyond_scan(case.tibia, grid.shape_kji, ijk_to_ras)
-    return torch.from_numpy(np.stack([tibia * ~hidden, neighbours, hidden]).astype(np.float32))
+        neighbours |= voxelize(surface, shape, ijk_to_ras).array
+    masks = [resample(seen, shape, ijk_to_ras).array, neighbours, resample(masked, shape, ijk_to_ras).array]
+    tibia, neighbours, hidden = on_grid(torch.from_numpy(np.stack(masks).astype(np.float32)), grid)
+    beyond = _beyond_scan(case.tibia, grid.shape_kji, side_to_right(side) @ matrix @ grid.ijk_to_standard)
+    hidden = (hidden > 0.5) | torch.from_numpy(beyond)
+    return torch.stack([tibia * ~hidden, neighbours, hidden.float()])
 
 
 def _beyond_scan(tibia, shape_kji, ijk_to_ras):

@@ -6,9 +6,12 @@ from torch.nn import functional
 
 from BoneReconstructionLib.frames import similarity_from_points, transform_points
 from TibiaCompletionLib.randommasks import PILON_MM, PLATEAU_MM, random_masks
-from TibiaCompletionLib.registration.network import affine_matrix, random_similarities, sample
+from TibiaCompletionLib.registration.network import affine_matrix, averaged, random_similarities, sample
+from TibiaCompletionLib.standardgrid import STANDARD_GRID
 
 FIRST_SEED = 20_000_000
+# Rendering a person costs as much as several steps.
+STEPS_A_PERSON = 4
 # A classical start is right within this share of the paper's ranges: 7.5 degrees, 12.5 mm, 5 %.
 START_ERROR = 0.5
 # A coarse mask covers the broken bone and this much around it.
@@ -21,56 +24,67 @@ WEIGHT_PENALTY = 2e-3
 
 
 class PeoplePool:
-    """Masks and vertices of virtual people, of whom one is replaced in every step.
+    """Masks and vertices of virtual people, of whom one is replaced every few steps.
 
-    What the pool holds in a step follows from the step alone, so that a resumed training sees the same people.
+    What the pool holds in a step follows from the step alone, so that a resumed training sees the same people. Their
+    masks are drawn on the standard grid and averaged over the voxels that the regressor sees, as a patient's are.
 
     Args:
         patients: `VirtualPatients`.
-        grid: `StandardGrid` of the masks.
+        grid: `StandardGrid` that the regressor sees.
         size: number of people at a time.
         vertices: `network.PriorVertices`.
+        first_seed: of the people.
     """
 
-    def __init__(self, patients, grid, size, vertices):
-        self.patients, self.grid, self.vertices = patients, grid, vertices
+    def __init__(self, patients, grid, size, vertices, first_seed=FIRST_SEED):
+        self.patients, self.coarse, self.vertices, self.first_seed = patients, grid, vertices, first_seed
         self.generation = np.full(size, -1)
-        shape = (size, 2, *grid.shape_kji)
-        self.masks = torch.zeros(shape, dtype=torch.bool, device=patients.device)
+        shape, self.grid = averaged(torch.empty((1, 1, *STANDARD_GRID.shape_kji), device="meta"), STANDARD_GRID, grid)
+        shape = (size, 2, *shape.shape[2:])
+        self.masks = torch.zeros(shape, dtype=torch.float16, device=patients.device)
         self.places = torch.zeros((size, len(vertices.index), 3), device=patients.device)
 
-    def at(self, step):
-        """Bring the pool to what it holds in a step.
+    def at(self, step, chosen):
+        """What the pool holds of chosen people in a step; they are rendered when they are first asked for.
+
+        Args:
+            step: of the training.
+            chosen: (N,) which of the people.
 
         Returns:
-            (masks (P, 2, K, J, I) bool: tibia and neighbouring bones; places (P, V, 3) of the tibia's vertices, mm), in
-            the frame in which the mean bone fits each best.
+            (masks (N, 2, K, J, I) from 0 to 1: tibia and neighbouring bones, on the grid `self.grid`, see
+            `registration.network.averaged`; places (N, V, 3) of the tibia's vertices, mm), in the frame in which the
+            mean bone fits each best.
         """
         size = len(self.generation)
-        wanted = (step + size - 1 - np.arange(size)) // size
-        for slot in np.flatnonzero(wanted != self.generation):
-            self._fill(slot, FIRST_SEED + int(slot + size * wanted[slot]))
-        self.generation = wanted
-        return self.masks, self.places
+        for slot in sorted(set(chosen.tolist())):
+            wanted = (step // STEPS_A_PERSON + size - 1 - slot) // size
+            if wanted != self.generation[slot]:
+                self._fill(slot, self.first_seed + slot + size * wanted)
+                self.generation[slot] = wanted
+        return self.masks[chosen], self.places[chosen]
 
     def _fill(self, slot, seed):
         person = self.patients.person(seed)
         vertices = self.patients.vertices(person, "tibia")
         place = similarity_from_points(self.patients.priors["tibia"].mean, vertices)
-        _, labels = self.patients.ct(person, self.grid.shape_kji, place @ self.grid.ijk_to_standard)
-        self.masks[slot, 0] = labels["tibia"]
-        self.masks[slot, 1] = torch.stack([mask for bone, mask in labels.items() if bone != "tibia"]).any(0)
+        _, labels = self.patients.ct(person, STANDARD_GRID.shape_kji, place @ STANDARD_GRID.ijk_to_standard)
+        neighbours = torch.stack([mask for bone, mask in labels.items() if bone != "tibia"]).any(0)
+        drawn = torch.stack([labels["tibia"], neighbours]).float()[None]
+        self.masks[slot] = averaged(drawn, STANDARD_GRID, self.coarse)[0][0].half()
         places = transform_points(np.linalg.inv(place), vertices[self.vertices.index])
         self.places[slot] = torch.as_tensor(places, dtype=torch.float32)
 
 
-def random_input(masks, places, grid, generator):
+def random_input(masks, places, pool_grid, grid, generator):
     """What a case shows of people: moved by the error of a start, masked, cut off, with or without neighbours.
 
     Args:
-        masks: (N, 2, K, J, I) bool tensor from the pool.
+        masks: (N, 2, K, J, I) tensor from the pool.
         places: (N, V, 3) tensor, mm.
-        grid: `StandardGrid`.
+        pool_grid: `StandardGrid` of these masks.
+        grid: that of the result.
         generator: torch.Generator on their device.
 
     Returns:
@@ -79,15 +93,14 @@ def random_input(masks, places, grid, generator):
     """
     count, device = len(masks), masks.device
     matrix = affine_matrix(random_similarities(count, generator, START_ERROR))
-    moved = sample(masks.float(), matrix, grid)
+    moved = sample(masks.float(), matrix, pool_grid, grid)
     inverse = torch.linalg.inv(matrix)
     places = places @ inverse[:, :3, :3].transpose(1, 2) + inverse[:, None, :3, 3]
 
     def lot(share):
         return (torch.rand(count, generator=generator, device=device) < share).view(-1, 1, 1, 1, 1)
 
-    reach = [2 * round(MASK_MARGIN_MM / spacing) + 1 for spacing in grid.spacing_ijk[::-1]]
-    near = functional.max_pool3d(moved[:, :1], reach, 1, [side // 2 for side in reach]) > 0.5
+    near = _spread(moved[:, :1], [round(MASK_MARGIN_MM / spacing) for spacing in grid.spacing_ijk[::-1]]) > 0.5
     hidden = random_masks(grid, count, generator) & near & ~lot(UNMASKED_SHARE)
     unseen = _beyond_scan(grid, count, generator) & lot(PARTIAL_SHARE)
     tibia = moved[:, :1] * ~(hidden | unseen)
@@ -96,6 +109,15 @@ def random_input(masks, places, grid, generator):
     at = (places - places.new_tensor(grid.ijk_to_standard[:3, 3])) / places.new_tensor(grid.half_extent_ijk * 2)
     flags = functional.grid_sample(hidden, (2 * at - 1)[:, None, None], mode="nearest", align_corners=True)
     return torch.cat([tibia, neighbours, hidden], 1), places, flags[:, 0, 0, 0] > 0.5
+
+
+def _spread(masks, reach_kji):
+    """Largest value within a box of so many voxels to each side, axis by axis."""
+    for axis, reach in enumerate(reach_kji):
+        side = [1, 1, 1]
+        side[axis] += 2 * reach
+        masks = functional.max_pool3d(masks, side, 1, [count // 2 for count in side])
+    return masks
 
 
 def _beyond_scan(grid, count, generator):
