@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 import numpy as np
-from vtkmodules.util.numpy_support import numpy_to_vtk
+from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkStringArray
 from vtkmodules.vtkCommonDataModel import vtkPolyData
 from vtkmodules.vtkIOGeometry import vtkOBJReader, vtkSTLReader, vtkSTLWriter
@@ -56,6 +56,29 @@ def read_surface(path: str | os.PathLike) -> Surface:
     if "RAS" in _space(reader, suffix):
         return surface
     return Surface(surface.vertices * LPS_SIGNS, surface.faces)
+
+
+def read_scalars(path: str | os.PathLike, name: str) -> np.ndarray:
+    """Reads values at the vertices, in the order of `read_surface`.
+
+    Args:
+        path: A .vtp file.
+        name: Of the array.
+
+    Returns:
+        (n,) values.
+
+    Raises:
+        InputError: The file holds no such array.
+    """
+    reader = vtkXMLPolyDataReader()
+    reader.AddObserver("ErrorEvent", lambda *_: None)
+    reader.SetFileName(str(path))
+    reader.Update()
+    array = reader.GetOutput().GetPointData().GetArray(name)
+    if array is None:
+        raise InputError(f"{Path(path).name} holds no values {name} at its vertices: choose another file.")
+    return vtk_to_numpy(array)
 
 
 def write_surface(path: str | os.PathLike, surface: Surface, scalars: dict[str, np.ndarray] | None = None) -> None:

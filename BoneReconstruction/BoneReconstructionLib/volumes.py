@@ -154,6 +154,37 @@ def read_mask(name: str | os.PathLike) -> Volume:
     return Volume(_label_mask(array, selector, path), ijk_to_ras)
 
 
+def read_masks(name: str | os.PathLike) -> dict[str, Volume]:
+    """Reads the masks of several pieces of bone out of one file.
+
+    Args:
+        name: As for `read_mask`. A file of several segments or labels gives one mask for each; FILE:LABEL and
+            FILE:SEGMENT give one.
+
+    Returns:
+        {name of the segment, or "Label N": bool mask}, in the file's order.
+
+    Raises:
+        InputError: As in `read_mask`; two segments have one name.
+    """
+    path, selector = _split_name(str(name))
+    if selector is not None:
+        return {selector: read_mask(name)}
+    array, ijk_to_ras, metadata = _read(path, several_components=True)
+    segments = _segments(metadata)
+    if not segments:
+        if array.ndim == 4:
+            raise InputError(f"{path.name} has {array.shape[3]} components per voxel: a mask needs one.")
+        labels = [label for label in np.unique(array) if label != 0]
+        return {f"Label {label:g}": Volume(array == label, ijk_to_ras) for label in labels}
+    names = [segment.name for segment in segments]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path.name} holds segments of the same name ({', '.join(names)}): rename them.")
+    return {
+        segment.name: Volume(_segment_mask(array, segments, segment.name, path), ijk_to_ras) for segment in segments
+    }
+
+
 def write_volume(path: str | os.PathLike, volume: Volume) -> None:
     """Writes a volume, compressed where the format allows; a file of that name is replaced only when all is written.
 

@@ -63,7 +63,7 @@ def segment(prior, leg, ct, edges, tree):
     count = np.count_nonzero(prior.part == 0)
     tibia = Surface(leg.surface.vertices[:count], prior.faces[(prior.faces < count).all(1)])
     fibula = Surface(leg.surface.vertices[count:], prior.faces[(prior.faces >= count).all(1)] - count)
-    articular = _articular(prior.mean[:count], tibia.faces)
+    articular = articular_surface(prior.mean[:count], tibia.faces)
     scanned = leg.scanned[:count]
     seen = _share(leg.seen[:count], scanned, tibia.faces)
     present = articular & (_share(_present(smooth, tibia), scanned, tibia.faces) > WALL_SHARE)
@@ -83,7 +83,7 @@ def segment(prior, leg, ct, edges, tree):
     return _without_specks(found, np.prod(ct.spacing) / 1000)
 
 
-def _articular(mean, faces):
+def articular_surface(mean, faces):
     """(n,) bool: vertices of the plateau and of the plafond with the malleolus' inner face."""
     normals = vertex_normals(Surface(mean, faces))
     low, high = mean[:, 2].min(), mean[:, 2].max()

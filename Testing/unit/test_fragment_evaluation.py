@@ -1,0 +1,61 @@
+"""The evaluation of reduced fragments: errors of known motions, cases that fail, the summary."""
+
+import numpy as np
+import pytest
+from tibiae import pose
+
+from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.surfacefiles import write_surface
+from BoneReconstructionLib.surfaces import Surface
+from TibiaCompletionLib.evaluation import fragments
+from TibiaCompletionLib.evaluation.fragmentcases import fracture_keys
+from TibiaCompletionLib.evaluation.fragments import place_errors, run_fracture, summary
+from TibiaCompletionLib.fragments.bodies import turned_about
+
+CENTRE, AXIS = np.array([30.0, -20.0, 100.0]), np.array([0.0, 0.0, 1.0])
+
+
+def off(turn, shift):
+    true = pose((10, 20, -30), (5.0, 6.0, 7.0))
+    middle = true[:3, :3] @ CENTRE + true[:3, 3]
+    return place_errors(turned_about(np.radians(turn), middle, np.asarray(shift)) @ true, true, CENTRE, AXIS)
+
+
+def test_torsion_is_told_apart_from_the_rest_of_the_rotation():
+    assert off((0, 0, 7), (0, 0, 0)) == pytest.approx((0, 7, 0), abs=1e-5)
+    assert off((3, 4, 0), (0, 0, 0)) == pytest.approx((5, 0, 0), abs=1e-5)
+    assert off((0, 0, -2), (2.0, -1.0, 2.0)) == pytest.approx((0, -2, 3), abs=1e-5)
+
+
+@pytest.fixture
+def bones(tmp_path):
+    (tmp_path / "tibia").mkdir()
+    tetrahedron = Surface(np.eye(4, 3), np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]]))
+    for side in "LR":
+        write_surface(tmp_path / "tibia" / f"A_{side}.ply", tetrahedron)
+    return tmp_path
+
+
+def test_every_bone_has_twenty_fractures_in_turn(bones):
+    keys = fracture_keys(bones)
+    assert len(keys) == 40 == len(set(keys)) and all(key.other_leg for key in keys)
+    assert {key.side for key in keys[:2]} == {"left", "right"}
+    assert len(fracture_keys(bones, quick=True)) == 2
+
+
+def test_one_case_that_fails_does_not_end_the_run(bones, monkeypatch):
+    def broken(folder, key):
+        raise InputError("This bone is no bone.")
+
+    monkeypatch.setattr(fragments, "build_fracture", broken)
+    ((row, reason, _),) = run_fracture(bones, fracture_keys(bones)[0], ())
+    assert reason == "FAILED: This bone is no bone." and np.isnan(row["share"])
+    assert summary([row]).endswith("1 fractures failed")
+
+
+def test_the_summary_counts_main_fragments_that_came_home():
+    row = dict.fromkeys(fragments.COLUMNS, 1.0) | {"main": 1, "other_leg": 1, "renderer": "trained"}
+    rows = [row, row | {"translation_error_mm": 2.5}, row | {"rotation_error_deg": 3.5, "main": 0}]
+    lines = {line[:32].strip(): line[32:].split() for line in summary(rows).splitlines()}
+    assert lines["main, with the other leg"][:2] == ["2", "50"]
+    assert lines["all fragments"][:2] == ["3", "33"]

@@ -1,0 +1,245 @@
+"""`bonerecon evaluate fragments`: how near reduced fragments come to their true places, on displaced fractures."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import side_to_right, transform_points
+from BoneReconstructionLib.surfaces import transformed
+from BoneReconstructionLib.volumes import Volume
+from TibiaCompletionLib.completion import piece_records, predict
+from TibiaCompletionLib.evaluation.fragmentcases import build_fracture, fracture_keys
+from TibiaCompletionLib.evaluation.runner import DEFAULT, outcomes_of, write_rows
+from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS, positive
+from TibiaCompletionLib.fragments.bodies import overlap
+from TibiaCompletionLib.fragments.reduction import reduce
+from TibiaCompletionLib.fragments.splitting import fragment_surface
+from TibiaCompletionLib.fragments.target import make_target
+
+KEY_COLUMNS = ("subject", "side", "renderer", "case", "other_leg")
+COLUMNS = (
+    *KEY_COLUMNS,
+    "fragment",
+    "share",
+    "main",
+    "displaced_deg",
+    "displaced_mm",
+    "rotation_error_deg",
+    "torsion_error_deg",
+    "translation_error_mm",
+    "overlap_mm",
+    "seconds",
+    "completion_seconds",
+)
+# A main fragment holds at least this share of the bone; the one that the completion took to lie where it belongs is
+# none, since nothing had to find its place.
+MAIN_SHARE = 0.05
+# What is asked for: main fragments within this of their true places.
+LARGEST_ROTATION_DEG, LARGEST_TRANSLATION_MM = 3.0, 2.0
+
+
+def add_arguments(parser):
+    """Declare the arguments of `bonerecon evaluate fragments`."""
+    parser.add_argument(
+        "--bones",
+        required=True,
+        metavar="FOLDER",
+        help="folder with tibia/<subject>_<L|R>.ply and, where there are, the other bones and the other side",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="OUT.csv", help="one row for each fragment")
+    parser.add_argument("--quick", action="store_true", help="two fractures of the first leg")
+    parser.add_argument(
+        "--jobs", type=positive, default=DEFAULT_JOBS, metavar="N", help="parallel processes (default 2)"
+    )
+
+
+def run(arguments):
+    """Run `bonerecon evaluate fragments`."""
+    print(summary(evaluate(arguments.bones, arguments.output, arguments.quick, arguments.jobs)))
+
+
+def evaluate(folder, output, quick=False, jobs=DEFAULT_JOBS):
+    """Complete and reduce seeded fractures of all tibiae of a folder; the CSV grows with every fracture.
+
+    Args:
+        folder: of the bones, see `people.leg_names`.
+        output: CSV file.
+        quick: a small subset.
+        jobs: number of processes.
+
+    Returns:
+        list of rows {column: value}, one for each fragment; of a fracture that failed one without figures.
+
+    Raises:
+        InputError: the folder holds no tibia, or the output cannot be written.
+    """
+    output = Path(output)
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output} cannot be written: check that its folder exists and is writable.")
+    tasks = [(key, (DEFAULT,)) for key in fracture_keys(folder, quick)]
+    print(f"{len(tasks)} fractures, {jobs} processes", flush=True)
+    rows = {}
+    for done, (number, outcomes) in enumerate(outcomes_of(str(folder), tasks, jobs, run_fracture), start=1):
+        key, reason = tasks[number][0], outcomes[0][1]
+        rows[number] = [_failed(key)] if reason else [row for row, _, _ in outcomes]
+        write_rows(output, [row for index in sorted(rows) for row in rows[index]], COLUMNS)
+        print(f"{done}/{len(tasks)} {_title(key)}: {reason or _brief(rows[number])}", flush=True)
+    return [row for index in sorted(rows) for row in rows[index]]
+
+
+def run_fracture(folder, key, methods):
+    """Build, complete and reduce one fracture, in a process of its own.
+
+    Args:
+        folder: of the bones.
+        key: `CaseKey`.
+        methods: unused, as `runner.outcomes_of` has it.
+
+    Returns:
+        list of (row of a fragment, reason of a failure or None, None).
+    """
+    try:
+        return [(row, None, None) for row in _measured(build_fracture(folder, key))]
+    except Exception as error:  # whatever is wrong with one case, the others go on
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return [(_failed(key), f"FAILED: {reason}", None)]
+
+
+def _measured(case):
+    """Rows of a case."""
+    given, side, fracture = case.completion_input, case.key.side, case.fracture
+    given.read_ct()  # read now, so that no seconds hold it; these are of one core, whatever else runs
+    began = time.process_time()
+    _, completion, _ = predict(given, side)
+    completed = time.process_time()
+    mirror = side_to_right(side)
+    predicted = transformed(completion.surface, mirror)
+    motions = [np.array(record["motion_ras"]) for record in piece_records(given, completion, side)]
+    count = len(fracture.motions)
+    surfaces = [
+        fragment_surface(Volume(case.labels.array == number + 1, case.labels.ijk_to_ras)) for number in range(count)
+    ]
+    target = make_target(predicted, side, np.linalg.inv(completion.matrix) @ mirror)
+    reduction = reduce(target, surfaces, motions)
+    seconds = time.process_time() - completed
+
+    held = _held(case)
+    rows = []
+    for number, motion in enumerate(reduction.motions):
+        true = fracture.motions[held] @ np.linalg.inv(fracture.motions[number])
+        centre = surfaces[number].vertices.mean(0)
+        share = float(fracture.volumes_mm3[number] / fracture.volumes_mm3.sum())
+        rotation, torsion, translation = place_errors(motion, true, centre, case.leg.axes[2])
+        turned, twisted, moved = place_errors(np.eye(4), true, centre, case.leg.axes[2])
+        rows.append(
+            _of_key(case.key)
+            | {
+                "fragment": number + 1,
+                "share": share,
+                "main": int(share >= MAIN_SHARE and number != held),
+                "displaced_deg": float(np.hypot(turned, twisted)),
+                "displaced_mm": moved,
+                "rotation_error_deg": rotation,
+                "torsion_error_deg": abs(torsion),
+                "translation_error_mm": translation,
+                "overlap_mm": max(
+                    overlap(reduction.bodies[number], reduction.poses[number], other, pose)
+                    for other, pose in zip(reduction.bodies, reduction.poses)
+                    if other is not reduction.bodies[number]
+                ),
+                "seconds": seconds,
+                "completion_seconds": completed - began,
+            }
+        )
+    return rows
+
+
+def place_errors(found, true, centre, axis):
+    """How far a fragment is from its true place.
+
+    Args:
+        found, true: (4, 4) rigid motions from where it lies, RAS mm.
+        centre: (3,) its middle where it lies.
+        axis: (3,) unit vector along the bone.
+
+    Returns:
+        (angle in degrees that is left without the turn about the bone's axis, that turn in degrees, signed, distance
+        of the middles in mm).
+    """
+    *vector, w = Rotation.from_matrix(found[:3, :3] @ true[:3, :3].T).as_quat()
+    along = np.dot(vector, axis)
+    shift = transform_points(found, centre[None]) - transform_points(true, centre[None])
+    return (
+        float(np.degrees(2 * np.arccos(min(1.0, np.hypot(along, w))))),
+        float((np.degrees(2 * np.arctan2(along, w)) + 180) % 360 - 180),
+        float(np.linalg.norm(shift)),
+    )
+
+
+def _held(case):
+    """The fragment, from 0, that the completion took to lie where it belongs: most of its first visible piece."""
+    given = case.completion_input
+    points = given.surface.vertices[given.trusted & (given.piece == 0)]
+    index = np.rint(transform_points(case.labels.ras_to_ijk, points)).astype(int)[:, ::-1]
+    labels = case.labels.array[tuple(np.clip(index, 0, np.array(case.labels.shape) - 1).T)]
+    return int(np.bincount(labels[labels > 0]).argmax()) - 1
+
+
+def _of_key(key):
+    return {name: getattr(key, name) for name in KEY_COLUMNS} | {"other_leg": int(key.other_leg)}
+
+
+def _failed(key):
+    return dict.fromkeys(COLUMNS, float("nan")) | _of_key(key)
+
+
+def _title(key):
+    return f"{key.subject} {key.side} {key.case} {key.renderer}{' other leg' if key.other_leg else ''}"
+
+
+def _brief(rows):
+    told = [
+        f"{row['rotation_error_deg']:.1f} deg {row['translation_error_mm']:.1f} mm (torsion {row['torsion_error_deg']:.1f})"
+        + (" main" if row["main"] else "")
+        for row in rows
+    ]
+    return f"{'; '.join(told)}; overlap {max(row['overlap_mm'] for row in rows):.2f} mm; {rows[0]['seconds']:.1f} s"
+
+
+def within(row):
+    """Whether a fragment came as near to its true place as is asked for; torsion is told apart."""
+    return row["rotation_error_deg"] <= LARGEST_ROTATION_DEG and row["translation_error_mm"] <= LARGEST_TRANSLATION_MM
+
+
+def summary(rows):
+    """Text: how many fragments came home, with and without the other leg and by renderer."""
+    figures = [row for row in rows if np.isfinite(row["share"])]
+    lines = [f"{'':<32}{'n':>4}{'within':>8}{'median deg':>12}{'mm':>7}{'torsion':>9}{'p80 deg':>9}{'mm':>7}"]
+    groups = {
+        "main, with the other leg": [row for row in figures if row["main"] and row["other_leg"]],
+        "main, without": [row for row in figures if row["main"] and not row["other_leg"]],
+        "main, trained renderer": [row for row in figures if row["main"] and row["renderer"] == "trained"],
+        "main, foreign renderer": [row for row in figures if row["main"] and row["renderer"] == "foreign"],
+        "all fragments": figures,
+    }
+    names = ("rotation_error_deg", "translation_error_mm", "torsion_error_deg")
+    for title, group in groups.items():
+        if group:
+            rotation, translation, torsion = (np.array([row[name] for row in group]) for name in names)
+            share = 100 * np.mean([within(row) for row in group])
+            lines.append(
+                f"{title:<32}{len(group):>4}{share:>6.0f} %{np.median(rotation):>12.2f}{np.median(translation):>7.2f}"
+                f"{np.median(torsion):>9.2f}{np.percentile(rotation, 80):>9.2f}{np.percentile(translation, 80):>7.2f}"
+            )
+    lines.append(f"within: {LARGEST_ROTATION_DEG:g} degrees without torsion and {LARGEST_TRANSLATION_MM:g} mm")
+    if figures:
+        deepest, slowest = (max(row[name] for row in figures) for name in ("overlap_mm", "seconds"))
+        lines.append(f"deepest overlap {deepest:.2f} mm, longest reduction {slowest:.1f} s of one core")
+    failed = len(rows) - len(figures)
+    if failed:
+        lines.append(f"{failed} fractures failed")
+    return "\n".join(lines)

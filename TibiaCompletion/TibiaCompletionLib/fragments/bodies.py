@@ -1,0 +1,120 @@
+"""Rigid bodies bounded by closed surfaces, and motions of them."""
+
+from functools import cached_property
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from BoneReconstructionLib.distances import SurfaceLocator
+from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.shapefitting import spread_over
+from BoneReconstructionLib.surfaces import vertex_normals
+
+# Farther than this a vertex's plane says nothing of the distance to the surface.
+PLANE_REACH_MM = 8.0
+# By less than this it errs on the outside, close to the surface.
+PLANE_ERROR_MM = 1.0
+
+
+class Body:
+    """A closed surface that is asked again and again for what lies closest.
+
+    Args:
+        surface: closed, faces outward, mm.
+    """
+
+    def __init__(self, surface):
+        self.surface = surface
+        self.normals = vertex_normals(surface)
+
+    @cached_property
+    def locator(self):
+        """Finds closest points of the surface."""
+        return SurfaceLocator(self.surface)
+
+    @cached_property
+    def tree(self):
+        """Finds closest vertices."""
+        return cKDTree(self.surface.vertices)
+
+    def nearest(self, points, exact=True):
+        """How far points are from the surface.
+
+        Args:
+            points: (n, 3) in the body's frame, mm.
+            exact: False measures to the plane of the closest vertex instead, several times faster.
+
+        Returns:
+            (signed distances (n,) in mm, positive outside, outward unit normals (n, 3) at the closest points).
+        """
+        if not exact:
+            distance, vertex = self.tree.query(points)
+            normals = self.normals[vertex]
+            away = ((points - self.surface.vertices[vertex]) * normals).sum(1)
+            return np.where(distance < PLANE_REACH_MM, away, np.copysign(distance, away)), normals
+        feet, distance, face = self.locator.closest(points)
+        normals = self.normals[self.surface.faces[face]].sum(1)
+        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        return np.copysign(distance, ((points - feet) * normals).sum(1)), normals
+
+    def spread(self, count):
+        """Indices of about `count` vertices all over the surface."""
+        return spread_over(len(self.surface.vertices), count)
+
+
+def turned_about(turn, centre, shift):
+    """(4, 4) rigid motion: turned about a centre (3,) by a rotation vector (3,), radians, then shifted (3,), mm."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(turn).as_matrix()
+    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
+    return matrix
+
+
+def inverse(motion):
+    """(4, 4) inverse of a rigid motion."""
+    back = np.eye(4)
+    back[:3, :3] = motion[:3, :3].T
+    back[:3, 3] = -motion[:3, :3].T @ motion[:3, 3]
+    return back
+
+
+def near(body, pose, other, other_pose, reach_mm):
+    """Vertices of a body that lie near another, both at their poses.
+
+    Args:
+        body, other: `Body`.
+        pose, other_pose: (4, 4) rigid.
+        reach_mm: how near.
+
+    Returns:
+        ((m,) indices, (m,) their signed distances to the other, mm, negative inside it); approximate, see `Body`.
+    """
+    index, local = _in_box(body, pose, other, other_pose, reach_mm)
+    distance, _ = other.nearest(local, exact=False)
+    kept = np.abs(distance) < reach_mm
+    return index[kept], distance[kept]
+
+
+def overlap(body, pose, other, other_pose):
+    """How deep either of two bodies reaches into the other with a vertex, mm; 0 where they are apart.
+
+    Args:
+        body, other: `Body`.
+        pose, other_pose: (4, 4) rigid.
+    """
+    return max(_depth(body, pose, other, other_pose), _depth(other, other_pose, body, pose))
+
+
+def _depth(body, pose, other, other_pose):
+    _, local = _in_box(body, pose, other, other_pose, 0.0)
+    local = local[other.nearest(local, exact=False)[0] < PLANE_ERROR_MM]
+    return max(0.0, -float(other.locator.signed(local).min())) if len(local) else 0.0
+
+
+def _in_box(body, pose, other, other_pose, margin_mm):
+    """(indices (m,) of a body's vertices in another's bounding box, their places (m, 3) in the other's frame)."""
+    local = transform_points(inverse(other_pose) @ pose, body.surface.vertices)
+    lower, upper = other.surface.vertices.min(0) - margin_mm, other.surface.vertices.max(0) + margin_mm
+    index = np.flatnonzero(((local > lower) & (local < upper)).all(1))
+    return index, local[index]

@@ -1,0 +1,197 @@
+"""One fragment brought to its place: its outer cortex onto the healthy bone, its broken faces against its neighbours.
+
+A point of a fragment's surface is explained where it lies on the healthy bone and looks the same way, or where it lies
+beside a neighbour and looks against it. Which points are cortex and which are broken is not asked before: broken faces
+lie inside the healthy bone and look elsewhere. Nothing of a fragment may stick out of the healthy bone or into a
+neighbour.
+"""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from BoneReconstructionLib.frames import transform_points
+from TibiaCompletionLib.fragments.bodies import inverse, turned_about
+
+# Cosine between normals from which on two surfaces look the same way.
+AGREEMENT = 0.6
+# Broken faces that fit lie this far apart in a CT's segmentation.
+FACES_APART_MM = 0.3
+# Deeper inside a neighbour the closest point of its surface no longer tells the way out.
+DEEPEST_MM = 8.0
+# Standard deviations of the distances, mm, in each step of a search with few points and of the fit with many.
+SEARCH_MM = (8.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 2.0)
+FIT_MM = (2.0, 1.5, 1.2, 1.0, 0.8, 0.7, 0.7, 0.7)
+SEARCH_POINTS, FIT_POINTS = 300, 800
+# The search starts from each given motion, moved along and turned about the bone's long axis.
+SHIFTS_MM, TURNS_DEGREES, SMALL_TURNS_DEGREES = (-12.0, -4.0, 4.0, 12.0), (-20.0, -7.0, 7.0, 20.0), (-8.0, 8.0)
+# A fragment of this many times its width is first laid along the bone.
+ELONGATED, SECTION_MM = 2.0, 10.0
+FITTED_POSES, SAME_POSE = 5, 0.5
+# Distance, mm, at which half of a point is explained; how much a neighbour explains of it, as a fragment that is
+# pressed into another must not be content there; what sticking out costs.
+EXPLAINED_MM, NEIGHBOUR_WORTH, STICKING_OUT = 1.5, 0.4, 0.3
+# How far fractures displace fragments, and what such a motion costs.
+MOTION_MM, MOTION_DEGREES, MOTION_COST = 12.0, 10.0, 0.01
+LARGEST_TURN = 0.3  # radians in one step
+STEADINESS = 1e-3
+
+
+def rows_on_bone(bone, points, normals, sd, exact=True):
+    """Residuals of a fragment's points against the healthy bone.
+
+    Args:
+        bone: `Body`.
+        points, normals: (n, 3) of the fragment at its pose.
+        sd: standard deviation of the distance, mm.
+        exact: as in `Body.nearest`.
+
+    Returns:
+        (directions (n, 3) along which the residual grows, residuals (n,) in mm, weights (n,) in 1 / mm^2).
+    """
+    distance, outward = bone.nearest(points, exact)
+    agree = (normals * outward).sum(1) > AGREEMENT
+    weight = np.where(agree, 1 / (1 + (distance / sd) ** 2) ** 2, 0.0)
+    weight = np.where(~agree & (distance > 0), 1 / (1 + (distance / (3 * sd)) ** 2), weight)
+    return outward, distance, weight / sd**2
+
+
+def rows_on_neighbour(body, pose, points, normals, sd, exact=True):
+    """The same against a neighbour at its pose; points beside it without looking against it do not count."""
+    distance, outward = body.nearest(transform_points(inverse(pose), points), exact)
+    outward = outward @ pose[:3, :3].T
+    against = (normals * outward).sum(1) < -AGREEMENT
+    inside = (distance < 0) & (distance > -DEEPEST_MM)
+    residual = np.where(against, distance - FACES_APART_MM, np.minimum(distance, 0.0))
+    weight = np.where(against, 1 / (1 + (residual / sd) ** 2) ** 2, 0.0)
+    weight = np.where(inside, np.maximum(weight, 1 / (1 + (residual / (3 * sd)) ** 2)), weight)
+    return outward, residual, weight / sd**2
+
+
+def lever(points, centre, directions):
+    """(n, 6) how residuals along directions change with a shift and a turn about a centre."""
+    return np.concatenate([directions, np.cross(points - centre, directions)], 1)
+
+
+def settled(bone, neighbours, body, chosen, pose, steps, exact=True):
+    """Let a fragment settle from a pose by robust point-to-plane steps.
+
+    Args:
+        bone: `Body` of the healthy bone.
+        neighbours: list of (`Body`, pose) that stay where they are.
+        body: `Body` of the fragment.
+        chosen: indices of its vertices that count.
+        pose: (4, 4) rigid, where it starts.
+        steps: standard deviation of the distances in each step, mm.
+        exact: as in `Body.nearest`.
+
+    Returns:
+        (4, 4) pose.
+    """
+    for sd in steps:
+        points = transform_points(pose, body.surface.vertices[chosen])
+        normals = body.normals[chosen] @ pose[:3, :3].T
+        rows = [rows_on_bone(bone, points, normals, sd, exact)]
+        rows += [rows_on_neighbour(other, place, points, normals, sd, exact) for other, place in neighbours]
+        centre = points.mean(0)
+        jacobian = np.concatenate([lever(points, centre, directions) for directions, _, _ in rows])
+        residual, weight = (np.concatenate(part) for part in list(zip(*rows, strict=True))[1:])
+        size = np.mean((points - centre) ** 2) * 3
+        normal = (jacobian * weight[:, None]).T @ jacobian
+        # What slides without a gap, as a piece of a shaft does along it, stays.
+        normal[np.diag_indices(6)] += STEADINESS * weight.sum() * np.repeat([1.0, size], 3) + 1e-9
+        step = np.linalg.solve(normal, -jacobian.T @ (weight * residual))
+        turn = step[3:] * min(1.0, LARGEST_TURN / max(np.linalg.norm(step[3:]), 1e-12))
+        pose = turned_about(turn, centre, step[:3]) @ pose
+    return pose
+
+
+def misfit(bone, neighbours, body, chosen, pose, exact=True):
+    """Share of a fragment's points that nothing explains, with what sticks out on top; as in `settled`."""
+    points = transform_points(pose, body.surface.vertices[chosen])
+    normals = body.normals[chosen] @ pose[:3, :3].T
+    distance, outward = bone.nearest(points, exact)
+    agree = (normals * outward).sum(1) > AGREEMENT
+    cost = np.where(agree, 1 - 1 / (1 + (distance / EXPLAINED_MM) ** 2), 1.0)
+    out = np.clip(distance / EXPLAINED_MM, 0, 3)
+    for other, place in neighbours:
+        distance, outward = other.nearest(transform_points(inverse(place), points), exact)
+        against = (normals * (outward @ place[:3, :3].T)).sum(1) < -AGREEMENT
+        apart = (distance - FACES_APART_MM) / EXPLAINED_MM
+        cost = np.where(against, np.minimum(cost, 1 - NEIGHBOUR_WORTH / (1 + apart**2)), cost)
+        out += np.clip(-distance / EXPLAINED_MM, 0, 3)
+    return float(np.mean(cost + STICKING_OUT * out))
+
+
+def place(bone, neighbours, body, motions):
+    """Find a fragment's place from several starts.
+
+    Args:
+        bone: `Body` of the healthy bone, +z along it.
+        neighbours: list of (`Body`, pose) of fragments that are in their places.
+        body: `Body` of the fragment.
+        motions: (4, 4) rigid motions that may have brought it nearly there, the identity among them.
+
+    Returns:
+        (4, 4) pose.
+    """
+    few, many = body.spread(SEARCH_POINTS), body.spread(FIT_POINTS)
+    motions = _different(motions)
+    centre = body.surface.vertices[many].mean(0)
+
+    def cost(pose, chosen, exact):
+        # The first fragment goes where the healthy bone is, the others not far from it.
+        far = min(_travel(pose, motion, centre) for motion in motions) if neighbours else 0.0
+        return misfit(bone, neighbours, body, chosen, pose, exact) + MOTION_COST * far
+
+    found = [settled(bone, neighbours, body, few, start, SEARCH_MM, False) for start in _starts(bone, body, motions)]
+    best = _different(sorted(found, key=lambda pose: cost(pose, few, False)))[:FITTED_POSES]
+    fitted = [settled(bone, neighbours, body, many, pose, FIT_MM) for pose in best]
+    return min(fitted, key=lambda pose: cost(pose, many, True))
+
+
+def _starts(bone, body, motions):
+    """Poses (4, 4) from which a fragment's place is searched."""
+    vertices = body.surface.vertices[body.spread(FIT_POINTS)]
+    extent = np.linalg.svd(vertices - vertices.mean(0), full_matrices=False)[1]
+    elongated = extent[0] > ELONGATED * extent[1]
+    bases = list(motions)
+    if elongated:
+        bases += [_along_bone(bone, transform_points(motion, vertices)) @ motion for motion in motions]
+    starts = []
+    for base in bases:
+        middle = transform_points(base, vertices).mean(0)
+        for shift in SHIFTS_MM:
+            for turn in TURNS_DEGREES if elongated else SMALL_TURNS_DEGREES:
+                about = turned_about([0, 0, np.radians(turn)], middle, np.array([0, 0, shift]))
+                starts.append(about @ base)
+    return starts
+
+
+def _along_bone(bone, points):
+    """(4, 4) shortest motion that lays elongated points (n, 3) along z and into the middle of the bone."""
+    middle = points.mean(0)
+    axis = np.linalg.svd(points - middle, full_matrices=False)[2][0]
+    axis = axis * np.sign(axis[2])
+    across = np.cross(axis, [0.0, 0.0, 1.0])
+    turn = across / max(np.linalg.norm(across), 1e-12) * np.arccos(np.clip(axis[2], -1, 1))
+    section = bone.surface.vertices[np.abs(bone.surface.vertices[:, 2] - middle[2]) < SECTION_MM]
+    shift = np.zeros(3)
+    if len(section):
+        shift[:2] = ((section.min(0) + section.max(0)) / 2 - middle)[:2]
+    return turned_about(turn, middle, shift)
+
+
+def _different(poses):
+    """Poses (4, 4) without those that are nearly the same as one before."""
+    kept = []
+    for pose in poses:
+        if all(np.abs(pose - other).max() > SAME_POSE for other in kept):
+            kept.append(pose)
+    return kept
+
+
+def _travel(pose, motion, centre):
+    """How far a pose is from a motion, squared, relative to how far fractures displace fragments."""
+    shift = transform_points(pose, centre[None]) - transform_points(motion, centre[None])
+    turn = Rotation.from_matrix(pose[:3, :3] @ motion[:3, :3].T).magnitude()
+    return (np.linalg.norm(shift) / MOTION_MM) ** 2 + (np.degrees(turn) / MOTION_DEGREES) ** 2

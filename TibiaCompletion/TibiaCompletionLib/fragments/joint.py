@@ -1,0 +1,175 @@
+"""All fragments together: broken faces against each other, outer cortex on the predicted bone, and nothing inside
+anything else.
+
+A predicted bone is not known everywhere equally well. Where the first fragment shows it, it is; away from there its
+length, its torsion and, less so, its axis are estimates. So each fragment's part of the prediction may give way, as far
+as predictions err: where broken faces fit, they decide.
+"""
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.shapefitting import spread_over
+from TibiaCompletionLib.fragments.bodies import inverse, near, turned_about
+from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, rows_on_bone, rows_on_neighbour
+
+# Standard deviations of the distances in each step, mm; the first lets faces find each other across a gap.
+JOINT_MM = (6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 2.5, 2.0, 2.0, 1.5, 1.5, 1.2, 1.2, 1.0, 1.0, 0.8, 0.8, 0.7, 0.7)
+FACE_POINTS = 1000
+# How far predictions err in what the first fragment does not show: along x, y, z, mm, and about them, degrees; less,
+# but not less than the floor, where a fragment's surface lies nearer to the first one's than the reach. Completions
+# across a complete fracture give their length to +/- 8 mm (95 %).
+PREDICTION_MM, PREDICTION_DEGREES = (0.7, 0.7, 4.0), (0.7, 0.7, 2.0)
+FLOOR, REACH_MM = 0.2, 100.0
+# Faces farther apart than predictions err and this much are not taken to have been one.
+FACE_REACH_MM, FACE_REACH_SD = 1.5, 2.5
+# Neighbouring points of cortex share their errors. Broken faces have lost bone and are badly segmented where they lie
+# close in the CT, so that all of two faces, however large and however far apart, tell 1 / mm^2 as much as this.
+INDEPENDENT_SHARE = 0.05
+FACE_INFORMATION = 2.0
+# What no row holds stays: standard deviations of a step, mm, and mm at this distance from the centre.
+STEP_MM, ARM_MM = 10.0, 30.0
+# How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
+ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.7, 12, 0.05, 200
+# Farther than that they are not pushed: then what overlaps is the segmentation's, not the bone's.
+MOST_PARTED_MM = 1.0
+
+
+def joined(bone, bodies, poses):
+    """Let fragments that are nearly in their places find them together; the first stays.
+
+    Args:
+        bone: `Body` of the healthy bone.
+        bodies: list of `Body`, the largest first.
+        poses: list of (4, 4), from `fitting.place`.
+
+    Returns:
+        list of (4, 4).
+    """
+    if len(bodies) == 1:
+        return list(poses)
+    state = _State(bone, bodies, poses)
+    for sd in JOINT_MM:
+        state.step(sd)
+    best, fitted = list(state.poses), list(state.centres)
+    for _ in range(PARTING_ROUNDS):
+        inside = state.inside()
+        if not inside:
+            break
+        state.step(JOINT_MM[-1], inside)
+        if max(np.linalg.norm(np.subtract(state.centres, fitted), axis=1)) > MOST_PARTED_MM:
+            return best
+        best = list(state.poses)
+    return best
+
+
+class _State:
+    """Poses of the fragments, and how far their parts of the prediction give way."""
+
+    def __init__(self, bone, bodies, poses):
+        self.bone, self.bodies, self.poses = bone, bodies, list(poses)
+        self.chosen = [body.spread(FIT_POINTS) for body in bodies]
+        self.errors = self._expected_errors()
+        self.faces = self._facing()
+        self.slips = [np.eye(4) for _ in bodies]
+        self.centres = [self._points(n, chosen).mean(0) for n, chosen in enumerate(self.chosen)]
+        self.pivots = []
+        for number, centre in enumerate(self.centres):
+            own = [self._points(a, index) for (a, _), index in self.faces.items() if a == number]
+            self.pivots.append(np.concatenate(own).mean(0) if own else centre)
+
+    def _points(self, number, index):
+        return transform_points(self.poses[number], self.bodies[number].surface.vertices[index])
+
+    def _normals(self, number, index):
+        return self.bodies[number].normals[index] @ self.poses[number][:3, :3].T
+
+    def _expected_errors(self):
+        """(k, 6) standard deviations, mm and radians, of each fragment's part of the prediction."""
+        first = cKDTree(self._points(0, slice(None)))
+        far = [first.query(self._points(n, chosen))[0].mean() for n, chosen in enumerate(self.chosen)]
+        share = np.clip(FLOOR + np.array(far) / REACH_MM, 0, 1)
+        return share[:, None] * np.concatenate([PREDICTION_MM, np.radians(PREDICTION_DEGREES)])
+
+    def _facing(self):
+        """{(fragment, neighbour): vertices of the fragment beside the neighbour}."""
+        faces = {}
+        for a, body in enumerate(self.bodies):
+            for b, other in enumerate(self.bodies):
+                if a == b:
+                    continue
+                reach = FACE_REACH_MM + FACE_REACH_SD * max(self.errors[a, :3].max(), self.errors[b, :3].max())
+                index, _ = near(body, self.poses[a], other, self.poses[b], reach)
+                if len(index):
+                    faces[a, b] = index[spread_over(len(index), FACE_POINTS)]
+        return faces
+
+    def inside(self):
+        """{(fragment, neighbour): vertices of the fragment that lie too deep in the neighbour}; empty if none does."""
+        found = {}
+        for a, b in self.faces:
+            index, distance = near(self.bodies[a], self.poses[a], self.bodies[b], self.poses[b], 3 * ALLOWED_MM)
+            index = index[distance < 0]
+            local = transform_points(inverse(self.poses[b]), self._points(a, index))
+            depth = -self.bodies[b].locator.signed(local) if len(index) else np.zeros(0)
+            if len(depth) and depth.max() > ALLOWED_MM:
+                found[a, b] = index[np.argsort(-depth)[:PARTING_POINTS]]
+        return found
+
+    def step(self, sd, inside=None):
+        """One Gauss-Newton step; `inside` as `inside` returns it: these are pushed out."""
+        size = 12 * len(self.bodies)
+        normal, right = np.zeros((size, size)), np.zeros(size)
+
+        def add(blocks, residual, weight):
+            columns = np.concatenate([np.arange(first, first + 6) for first, _ in blocks])
+            jacobian = np.concatenate([block for _, block in blocks], 1)
+            normal[np.ix_(columns, columns)] += (jacobian * weight[:, None]).T @ jacobian
+            right[columns] -= jacobian.T @ (weight * residual)
+
+        for number, chosen in enumerate(self.chosen):
+            points, back = self._points(number, chosen), inverse(self.slips[number])
+            rows = rows_on_bone(
+                self.bone, transform_points(back, points), self._normals(number, chosen) @ back[:3, :3].T, sd
+            )
+            directions = rows[0] @ self.slips[number][:3, :3].T
+            moves = lever(points, self.centres[number], directions)
+            slips = -lever(points, self.pivots[number], directions)
+            add([(12 * number, moves), (12 * number + 6, slips)], rows[1], INDEPENDENT_SHARE * rows[2])
+            columns = np.arange(12 * number + 6, 12 * number + 12)
+            normal[columns, columns] += self.errors[number] ** -2.0
+            right[columns] -= self._slip(number) / self.errors[number] ** 2
+        for (a, b), index in self.faces.items():
+            self._add_faces(add, a, b, index, sd)
+        for (a, b), index in (inside or {}).items():
+            points = self._points(a, index)
+            distance, outward = self.bodies[b].nearest(transform_points(inverse(self.poses[b]), points))
+            outward = outward @ self.poses[b][:3, :3].T
+            blocks = [(12 * a, lever(points, self.centres[a], outward))]
+            blocks += [(12 * b, -lever(points, self.centres[b], outward))]
+            add(blocks, np.minimum(distance + ALLOWED_MM / 2, 0), np.full(len(index), PARTING_MM**-2.0))
+        normal[np.diag_indices(size)] += np.tile(np.repeat([1.0, ARM_MM**2], 3) / STEP_MM**2, 2 * len(self.bodies))
+        free = slice(12, size)  # the first fragment stays
+        change = np.concatenate([np.zeros(12), np.linalg.solve(normal[free, free], right[free])]).reshape(-1, 4, 3)
+        for number, (shift, turn, slip, twist) in enumerate(change):
+            self.poses[number] = turned_about(turn, self.centres[number], shift) @ self.poses[number]
+            self.slips[number] = turned_about(twist, self.pivots[number], slip) @ self.slips[number]
+            self.centres[number] = self.centres[number] + shift
+
+    def _add_faces(self, add, a, b, index, sd):
+        points = self._points(a, index)
+        directions, residual, weight = rows_on_neighbour(
+            self.bodies[b], self.poses[b], points, self._normals(a, index), sd
+        )
+        blocks = [(12 * a, lever(points, self.centres[a], directions))]
+        blocks += [(12 * b, -lever(points, self.centres[b], directions))]
+        share = weight / max(weight.sum(), 1e-12)
+        add(blocks, residual, FACE_INFORMATION * share)
+
+    def _slip(self, number):
+        """(6,) shift, mm, and turn, radians, of a fragment's part of the prediction."""
+        slip, pivot = self.slips[number], self.pivots[number]
+        shift = transform_points(slip, pivot[None])[0] - pivot
+        return np.concatenate([shift, Rotation.from_matrix(slip[:3, :3]).as_rotvec()])
