@@ -1,22 +1,25 @@
-"""The demo: a virtual patient's fractured tibia completed and compared with the truth, in the test host.
+"""The demo, which is the README's tutorial: two virtual patients' broken tibiae completed, in the test host.
 
-Run by `python3 Testing/run.py demo`. Leaves in its output folder the patient's files, the prediction, tables, pictures
-of both panels and of slice and 3D views, and a scene that it has loaded again.
+Run by `python3 Testing/run.py demo`. Leaves in its output folder pictures of the panels and views, the exported
+predictions with their reports, the comparison with the truth, and a scene that it has loaded again.
 """
 
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent))
-from host import application, views  # the host comes before everything of Slicer
+from host import application, qtcompat, views  # the host comes before everything of Slicer
+from pictures import nine_fractures, random_legs, side_by_side
 
 JOB_PATIENCE_S = 300
-BONE_COLOR, MASK_COLOR, TRUTH_COLOR = (0.9, 0.82, 0.6), (0.9, 0.35, 0.2), (0.6, 0.8, 0.5)
+SHOWN_MEASUREMENT = "Medial proximal tibial angle (MPTA)"
+MOVED_MM, DRAG_STEPS = (12.0, 0.0, -10.0), 8  # by which the demo drags a fragment, RAS
 
 
 def say(text):
@@ -24,9 +27,9 @@ def say(text):
     print(f"{time.perf_counter() - BEGAN:6.1f} s  {text}", flush=True)
 
 
-def apply_and_wait(panel):
-    """Press Apply and let the panel follow its job to the end."""
-    panel.ui.applyButton.click()
+def press_and_wait(panel, button="applyButton"):
+    """Press a button that starts a job and let the panel follow it to the end."""
+    getattr(panel.ui, button).click()
     deadline = time.monotonic() + JOB_PATIENCE_S
     while panel.job is not None:
         if time.monotonic() > deadline:
@@ -36,75 +39,108 @@ def apply_and_wait(panel):
         raise RuntimeError(panel.ui.statusLabel.text)
 
 
-def complete(folder, patient):
-    """TibiaCompletion's main job, as a user does it; returns the panel."""
-    import slicer
+def complete(name):
+    """Load a sample and complete its tibia, as a user does.
 
-    from BoneReconstructionLib import scene
-    from BoneReconstructionLib.volumes import read_mask, read_volume
+    Args:
+        name: of the sample.
 
+    Returns:
+        (panel, the sample's nodes by name without the sample's).
+    """
+    import SampleData
+
+    nodes = {node.GetName().removeprefix(name).strip(): node for node in SampleData.downloadSamples(name)}
+    if not nodes:
+        raise RuntimeError(application.messages[-1][1])
+    say(f"{name} made")
     panel = application.openModule("TibiaCompletion")
-    ct = scene.volumeToNode(read_volume(patient / "ct.nii.gz"), "CT of a virtual patient")
-    ct.GetDisplayNode().SetAutoWindowLevel(False)
-    ct.GetDisplayNode().SetWindowLevel(1800, 500)
-    segmentation = scene.addSegmentation("Patient", ct)
-    tibia = read_mask(patient / "tibia.nii.gz")
-    tibia_id = scene.addSegment(segmentation, tibia, "Tibia", BONE_COLOR, "tibia", "left")
-    fracture = read_mask(patient / "fracture.nii.gz")
-    mask_id = scene.addSegment(segmentation, fracture, "Fracture mask", MASK_COLOR, "tibia")
-    segmentation.CreateClosedSurfaceRepresentation()
-    segmentation.GetDisplayNode().SetSegmentOpacity3D(mask_id, 0.3)
-    segmentation.GetDisplayNode().SetSegmentOpacity2DFill(tibia_id, 0.2)
-    segmentation.GetDisplayNode().SetSegmentOpacity2DFill(mask_id, 0.25)
-    views.threeDView(folder / "patient-3d.png", "anterior", (500, 700))
-
-    panel.ui.ctSelector.setCurrentNode(ct)
+    segmentation = nodes[""]
+    tibia, mask = segmentation.GetSegmentation().GetSegmentIDs()
+    panel.ui.ctSelector.setCurrentNode(nodes["CT"])
     for node_selector, segment_selector, segment in (
-        (panel.ui.tibiaSelector, panel.ui.tibiaSegmentSelector, tibia_id),
-        (panel.ui.fractureSelector, panel.ui.fractureSegmentSelector, mask_id),
+        (panel.ui.tibiaSelector, panel.ui.tibiaSegmentSelector, tibia),
+        (panel.ui.fractureSelector, panel.ui.fractureSegmentSelector, mask),
     ):
         node_selector.setCurrentNode(segmentation)
         segment_selector.setCurrentSegmentID(segment)
-    views.grab(panel.parent, folder / "completion-panel-before.png")
-    apply_and_wait(panel)
-    say("tibia completed")
-    views.grab(panel.parent, folder / "completion-panel-after.png")
-    slicer.util.saveNode(panel.logic.getParameterNode().resultModel, str(folder / "predicted-tibia.stl"))
-
-    segmentation.GetDisplayNode().SetSegmentVisibility3D(mask_id, False)
-    views.threeDView(folder / "completion-3d.png", "anterior", (500, 700))
-    views.threeDView(folder / "completion-3d-lateral.png", "left", (500, 700))
-    centre = fracture_centre(fracture)
-    for orientation, width, size in (("Axial", 110.0, (500, 500)), ("Sagittal", 140.0, (500, 700)),
-                                     ("Coronal", 140.0, (500, 700))):
-        views.sliceView(folder / f"completion-{orientation.lower()}.png", orientation, ct, centre=centre,
-                        fieldOfView=width, size=size)
-    return panel
+    panel.ui.otherTibiaSelector.setCurrentNode(nodes.get("other leg's tibia"))
+    panel.ui.confirmSideButton.click()
+    press_and_wait(panel)
+    say(f"{name} completed")
+    return panel, nodes
 
 
-def fracture_centre(mask):
-    """RAS of the middle of a mask, mm."""
-    import numpy as np
-
-    from BoneReconstructionLib.frames import transform_points
-    from BoneReconstructionLib.volumes import bounding_box
-
-    lower, upper = bounding_box(mask.array)
-    return transform_points(mask.ijk_to_ras, ((lower + upper - 1) / 2)[None, ::-1].astype(np.float64))[0]
+def choose(selector, text):
+    """Choose an entry of a combo box by its text."""
+    selector.currentIndex = [selector.itemText(index) for index in range(selector.count)].index(text)
 
 
-def compare(folder, patient, predicted):
+def plan(folder, panel):
+    """Bring the fragments to the PREDICTED bone, drag one and take that back, as a user does."""
+    import slicer
+
+    from BoneReconstructionLib import scene
+    from TibiaCompletionLib.scene import fragments, predictions
+
+    press_and_wait(panel, "reduceButton")
+    panel.ui.fragmentsCollapsibleButton.collapsed = False
+    panel.ui.fragmentSelector.currentIndex = panel.ui.fragmentSelector.count - 1
+    picture(folder / "planned.png", panel.ui.slicesButton, (0,))
+    views.grab(panel.parent, folder / "panel.png")
+    reduced = fragments.newestFor(predictions.fromRecord(panel.logic.getParameterNode().resultRecord))
+    say(f"{len(reduced.models)} fragments brought to the PREDICTED bone")
+    matrix, waits = slicer.util.arrayFromTransformMatrix(reduced.transforms[-1]), []
+    for _step in range(DRAG_STEPS):
+        matrix[:3, 3] += np.array(MOVED_MM) / DRAG_STEPS
+        told, began = scene.tableRows(reduced.table), time.perf_counter()
+        slicer.util.updateTransformMatrixFromArray(reduced.transforms[-1], matrix)
+        while scene.tableRows(reduced.table) == told:
+            application.process(0.001)
+        waits.append(time.perf_counter() - began)
+    say(f"figures followed a dragged fragment after {1000 * min(waits):.0f} to {1000 * max(waits):.0f} ms")
+    picture(folder / "dragged.png", panel.ui.slicesButton, (0,))
+    panel.ui.undoButton.click()
+    side_by_side([folder / "planned.png", folder / "dragged.png"], folder / "TutorialFragments.png")
+
+
+def export(folder, panel):
+    """Export a prediction through the panel."""
+    qtcompat.fileDialogAnswers.append(str(folder))
+    panel.ui.outputButton.click()
+    say(panel.ui.outputLabel.text)
+
+
+def picture(path, button, shown):
+    """Press a layout's button and put its views, named slices or numbered 3D views, side by side."""
+    import slicer
+
+    from BoneReconstructionLib import scene
+
+    button.click()
+    manager = slicer.app.layoutManager()
+    paths = []
+    for which in shown:
+        isSlice = isinstance(which, str)
+        view = manager.sliceWidget(which).sliceView() if isSlice else manager.threeDWidget(which).threeDView()
+        paths.append(path.with_name(f"{path.stem}-{which}.png"))
+        paths[-1].write_bytes(scene.viewPicture(view))
+    side_by_side(paths, path)
+    for part in paths:
+        part.unlink()
+
+
+def compare(folder, panel, truth):
     """The comparison's main job: prediction against truth."""
     import slicer
 
     from BoneReconstructionLib import scene
-    from BoneReconstructionLib.surfacefiles import read_surface
 
-    truth = scene.surfaceToModel(read_surface(patient / "truth.ply"), "True healthy tibia", TRUTH_COLOR)
+    predicted = panel.logic.getParameterNode().resultModel
     panel = application.openModule("BoneReconstruction")
     panel.ui.firstSelector.setCurrentNode(predicted)
     panel.ui.secondSelector.setCurrentNode(truth)
-    apply_and_wait(panel)
+    press_and_wait(panel)
     say("prediction compared with the truth")
     views.grab(panel.parent, folder / "comparison-panel.png")
     for model in slicer.util.getNodesByClass("vtkMRMLModelNode"):
@@ -120,7 +156,9 @@ def save_and_reload(path):
     """Save the scene, load it into an empty one and check that the results are there."""
     import slicer
 
-    names = sorted(node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLDisplayableNode"))
+    names = [
+        node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLDisplayableNode") if node.GetSaveWithScene()
+    ]
     if not slicer.util.saveScene(str(path)):
         raise RuntimeError("The scene was not saved.")
     application.clear()
@@ -141,29 +179,31 @@ def main():
     folder = Path(parser.parse_args().output).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    patient = folder / "patient"
-    subprocess.run([sys.executable, "-m", "BoneReconstructionLib", "make-sample", "--seed", "1", "--side", "left",
-                    "--output", str(patient)], check=True, stdout=subprocess.DEVNULL)
-    say("virtual patient made")
     application.start()
-    panel = complete(folder, patient)
-    node = panel.logic.getParameterNode()
-    (folder / "completion.json").write_text(node.resultRecord.GetText(), encoding="utf-8")
-    compare(folder, patient, node.resultModel)
+    application.loadModule("TibiaCompletion")
+    application.openViews()
+    panel, _nodes = complete("TibiaShaftFracture")
+    panel.ui.heatmapCheckBox.checked = False
+    choose(panel.ui.shownMeasurementSelector, SHOWN_MEASUREMENT)
+    picture(folder / "TutorialBeforeAfter.png", panel.ui.beforeAfterButton, (0, 1))
+    panel.ui.shownMeasurementSelector.currentIndex = 0
+    plan(folder, panel)
+    export(folder, panel)
+    panel, nodes = complete("TibiaPlateauFracture")
+    picture(folder / "TutorialSlices.png", panel.ui.slicesButton, ("Red", "Yellow", "Green"))
+    panel.ui.deviationCheckBox.checked = True
+    picture(folder / "confidence.png", panel.ui.slicesButton, (0,))
+    export(folder, panel)
+    compare(folder, panel, nodes["true healthy tibia"])
     save_and_reload(folder / "scene.mrb")
     application.clear()
-
-    from pictures import nine_fractures, random_legs, side_by_side
-
-    shown = ("patient-3d", "completion-3d", "completion-coronal")
-    side_by_side([folder / f"{name}.png" for name in shown], folder / "DemoCompletion.png")
     random_legs(folder / "RandomLegs.png")
     nine_fractures(folder / "Fractures.png")
     say("random legs and fractures pictured")
     if application.slotErrors:
         raise RuntimeError("\n".join(application.slotErrors))
     print((folder / "comparison.csv").read_text(encoding="utf-8"))
-    print(f"Pictures, meshes, tables and scene: {folder}")
+    print(f"Pictures, exports, tables and scene: {folder}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,15 @@ from BoneReconstructionLib.meshing import to_polydata
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed
 from BoneReconstructionLib.virtualfractures import KINDS, displaced_surfaces, draw_fracture
+from BoneReconstructionLib.virtualknees import VirtualKnees
 from BoneReconstructionLib.virtualpatients import BONES, VirtualPatients
 
-BONE_COLOURS = {"tibia": (0.93, 0.87, 0.72), "fibula": (0.72, 0.80, 0.90)}
+BONE_COLOURS = {
+    "tibia": (0.93, 0.87, 0.72),
+    "fibula": (0.72, 0.80, 0.90),
+    "femur": (0.86, 0.78, 0.66),
+    "patella": (0.86, 0.60, 0.48),
+}
 FRAGMENT_COLOURS = ((0.93, 0.87, 0.72), (0.36, 0.56, 0.80), (0.86, 0.45, 0.32), (0.45, 0.68, 0.42))
 VIEWS = {"front": 0.0, "from the right": 90.0}
 
@@ -35,6 +41,28 @@ def random_legs(path, count=12, first_seed=0):
     _look_from_front(renderer)
     renderer.GetActiveCamera().Zoom(1.35)
     window = _window((1500, 1000))
+    window.AddRenderer(renderer)
+    _save(window, path)
+
+
+def random_knees(path, count=8, first_seed=0):
+    """Picture `count` random virtual knees on one scale, each from the front and from its right."""
+    knees = VirtualKnees()
+    renderer = vtk.vtkRenderer()
+    renderer.SetBackground(1, 1, 1)
+    columns = 4
+    for number in range(count):
+        placed = knees.vertices(knees.knee(first_seed + number))
+        for view, angle in enumerate(VIEWS.values()):
+            turn = _turned(angle)
+            # Thighs reach backwards, which is to the left from the right.
+            turn[:3, 3] = [-(430.0 * (number % columns) + 230.0 * view), 0.0, -370.0 * (number // columns)]
+            for bone, vertices in placed.items():
+                surface = Surface(vertices, knees.priors[bone].faces)
+                renderer.AddActor(_actor(transformed(surface, turn), BONE_COLOURS[bone]))
+    _look_from_front(renderer)
+    renderer.GetActiveCamera().Zoom(1.35)
+    window = _window((1600, 760))
     window.AddRenderer(renderer)
     _save(window, path)
 
@@ -153,4 +181,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     random_legs(folder / "RandomLegs.png")
+    random_knees(folder / "RandomKnees.png")
     nine_fractures(folder / "Fractures.png")

@@ -2,13 +2,13 @@
 
 import enum
 import functools
-import itertools
-import json
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
@@ -21,16 +21,16 @@ from slicer.ScriptedLoadableModule import (
 from BoneReconstruction import JobPanelWidget
 from BoneReconstructionLib import scene
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.frames import SIDES
-from BoneReconstructionLib.jobs import RESULT
-from BoneReconstructionLib.volumes import Volume, read_volume, write_volume
-from TibiaCompletionLib.completion import DEFAULT_METHOD, DISTANCE_ARRAY, METHODS
-from TibiaCompletionLib.sidedness import named_side
+from BoneReconstructionLib.tibiameasurements import DEFINITIONS
+from BoneReconstructionLib.volumes import Volume
+from TibiaCompletionLib.completion import DEFAULT_METHOD, METHODS
+from TibiaCompletionLib.scene import exporting, fragments, inputs, layouts, predictions, samples, words
 
-PREDICTED_COLOR, MASK_COLOR, FOUND_COLOR = (0.30, 0.80, 0.76), (0.90, 0.35, 0.20), (0.95, 0.75, 0.25)
-PREDICTED_ATTRIBUTE, FOUND_ATTRIBUTE = "BoneReconstruction.Predicted", "BoneReconstruction.Found"
 # The command line's refusal of a given side that the shape contradicts names the option that overrules it.
 SIDE_REFUSAL = "--accept-side"
+# Of the PREDICTED and of the measured bone: alone, and around fragments that take the measured bone's place.
+OPACITIES, PLANNING_OPACITIES = (1.0, 0.3), (0.3, 0.0)
+FOLLOW_MS = 10  # after a fragment moved, its figures follow
 
 
 class TibiaCompletion(ScriptedLoadableModule):
@@ -46,6 +46,26 @@ class TibiaCompletion(ScriptedLoadableModule):
                             "coarse mask of the fracture. Predictions are kept apart from measured bone and are "
                             "named PREDICTED. Not for clinical use.")
         parent.acknowledgementText = _("The model's licence and training data are named in its model card.")
+        slicer.app.connect("startupCompleted()", self.onStartupCompleted)
+
+    def onStartupCompleted(self):
+        """Offer the virtual patients in the module Sample Data."""
+        import SampleData
+
+        for name in samples.SAMPLES:
+            SampleData.SampleDataLogic.registerCustomSampleDataSource(
+                category=_("Bone Reconstruction"), sampleName=name, uris="", fileNames=name, nodeNames=name,
+                thumbnailFileName=self.resourcePath("Icons/TibiaCompletion.png"), customDownloader=self.makeSample)
+
+    @staticmethod
+    def makeSample(source):
+        """Make the virtual patient of a sample data source; returns its nodes, the CT first, none if it failed."""
+        try:
+            with slicer.util.WaitCursor():
+                return samples.makeSample(source.sampleName)
+        except RuntimeError as error:
+            slicer.util.errorDisplay(str(error), windowTitle=_("Tibia Completion"))
+            return []
 
 
 class Side(enum.Enum):
@@ -64,7 +84,52 @@ class _MethodBase(enum.Enum):
         return METHODS[self.value].title
 
 
+class _ShownBase(enum.Enum):
+    def label(self):
+        titles = {"none": _("nothing"), "all": _("all lines, angles and planes")}
+        return titles.get(self.value) or DEFINITIONS[self.value].title
+
+
+ShownMeasurement = _ShownBase("ShownMeasurement", {name.upper(): name for name in ("none", "all", *DEFINITIONS)},
+                              module=__name__)
 Method = _MethodBase("Method", {name.upper().replace("-", "_"): name for name in METHODS}, module=__name__)
+
+
+class FragmentHeatmap(enum.Enum):
+    """What fragments are coloured by."""
+
+    NONE = "none"
+    STEP = "step"
+    GAP = "gap"
+
+    def label(self):
+        return {FragmentHeatmap.NONE: _("none"), FragmentHeatmap.STEP: _("step in the joint"),
+                FragmentHeatmap.GAP: _("gap below the joint")}[self]
+
+
+@dataclass(frozen=True)
+class SideJob:
+    """A job beside the prediction: its button becomes Cancel while it runs, and its label says how it goes."""
+
+    button: str
+    label: str
+    text: str
+    toolTip: str
+
+
+SIDE_JOBS = {
+    "finding": SideJob("findButton", "findingLabel", _("Find tibia"), _(
+        "Find the tibia of the chosen side, or with \"Automatic\" every tibia, in the CT and segment it as a proposal, "
+        "in a process of its own; the window stays free.")),
+    "suggesting": SideJob("suggestMaskButton", "maskStateLabel", _("Suggest mask"), _(
+        "Propose a mask around the fracture lines between the tibia's fragments, in a process of its own; look at it "
+        "and correct it with \"Edit mask\".")),
+    "splitting": SideJob("splitButton", "fragmentsStateLabel", _("Split tibia"), _(
+        "Split the tibia into its fragments as a proposal, in a process of its own; correct it with \"Edit "
+        "fragments\".")),
+    "reducing": SideJob("reduceButton", "fragmentsStateLabel", _("Bring to PREDICTED bone"), _(
+        "Compute where each fragment fits the PREDICTED bone and its neighbours, in a process of its own.")),
+}
 
 
 @parameterNodeWrapper
@@ -73,6 +138,7 @@ class TibiaCompletionParameterNode:
 
     Attributes:
         ct: HU.
+        side: which leg; sideCT: the CT that it was chosen for, another one's is told anew.
         tibia: the measured tibia, segmentation (with the segment's ID) or labelmap.
         fracture: where it is not to be trusted, segmentation (with ID), labelmap or ROI.
         fibula, femur, talus: bones of the same leg that say where the joints are; None: not used.
@@ -80,14 +146,20 @@ class TibiaCompletionParameterNode:
         fixedPiece: number of the visible piece that fixes the pose, counted from the largest, 1.
         beyondScan: whether the model goes on where the scan ends.
         heatmapRange: colours run from minus to plus this distance, mm.
+        deviationVisible: the heatmap shows the standard deviation instead; deviationRange: its colours' end, mm.
         predictedOpacity, measuredOpacity: 0 to 1.
-        resultSegmentation, resultModel, resultTable, resultRecord: the last prediction.
+        fragments: of the tibia, a segment or label each; None: the tibia is split automatically.
+        fragmentHeatmap, fragmentRange: what fragments are coloured by, from minus to plus this distance, mm.
+        shownMeasurement: whose lines, angles and planes are drawn.
+        resultSegmentation, resultModel, resultTable, resultMeasurements, resultRecord: the prediction of this CT that
+            is shown; without measurements where a joint end is not seen.
     """
 
     ct: slicer.vtkMRMLScalarVolumeNode
     tibia: slicer.vtkMRMLSegmentationNode | slicer.vtkMRMLLabelMapVolumeNode | None
     tibiaSegmentID: str
     side: Side = Side.AUTO
+    sideCT: slicer.vtkMRMLScalarVolumeNode
     fracture: slicer.vtkMRMLSegmentationNode | slicer.vtkMRMLLabelMapVolumeNode | slicer.vtkMRMLMarkupsROINode | None
     fractureSegmentID: str
     fibula: slicer.vtkMRMLSegmentationNode | slicer.vtkMRMLLabelMapVolumeNode | None
@@ -103,18 +175,25 @@ class TibiaCompletionParameterNode:
     beyondScan: bool = False
     heatmapVisible: bool = True
     heatmapRange: Annotated[float, WithinRange(0.1, 20.0)] = 2.0
-    predictedOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 1.0
-    measuredOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.3
+    deviationVisible: bool = False
+    deviationRange: Annotated[float, WithinRange(0.1, 20.0)] = 3.0
+    predictedOpacity: Annotated[float, WithinRange(0.0, 1.0)] = OPACITIES[0]
+    measuredOpacity: Annotated[float, WithinRange(0.0, 1.0)] = OPACITIES[1]
+    fragments: slicer.vtkMRMLSegmentationNode | slicer.vtkMRMLLabelMapVolumeNode | None
+    fragmentHeatmap: FragmentHeatmap = FragmentHeatmap.NONE
+    fragmentRange: Annotated[float, WithinRange(0.1, 20.0)] = 3.0
+    shownMeasurement: ShownMeasurement = ShownMeasurement.NONE
     resultSegmentation: slicer.vtkMRMLSegmentationNode
     resultModel: slicer.vtkMRMLModelNode
     resultTable: slicer.vtkMRMLTableNode
+    resultMeasurements: slicer.vtkMRMLTableNode
     resultRecord: slicer.vtkMRMLTextNode
 
 
 class TibiaCompletionWidget(JobPanelWidget):
     """Panel of the completion, in the order of the work.
 
-    One job runs at a time, a prediction or a search for the tibia, and either button cancels it.
+    One job runs at a time, a prediction or one of SIDE_JOBS; Apply and the job's own button cancel it.
     """
 
     SEGMENTS = (("tibia", "tibiaSegmentID", "tibiaSegmentSelector"),
@@ -129,23 +208,60 @@ class TibiaCompletionWidget(JobPanelWidget):
         JobPanelWidget.__init__(self, parent)
         self._starter = None
         self._request = None
-        self._finding = False
+        self._kind = ""
+        self._startedFor = None
+        self._live = None
 
     def setup(self):
         """Build the panel."""
         JobPanelWidget.setup(self)
         self.ui.findButton.connect("clicked(bool)", self.onFindButton)
+        self.ui.suggestMaskButton.connect("clicked(bool)", self.onSuggestMaskButton)
+        self.ui.splitButton.connect("clicked(bool)", self.onSplitButton)
+        self.ui.reduceButton.connect("clicked(bool)", self.onReduceButton)
+        self.ui.editFragmentsButton.connect("clicked(bool)", self.onEditFragmentsButton)
+        self.ui.fragmentSelector.connect("currentIndexChanged(int)", self.onFragmentSelected)
+        self.ui.lockCheckBox.connect("toggled(bool)", self.onLockToggled)
+        self.ui.resetFragmentButton.connect("clicked(bool)", self.onResetFragmentButton)
+        self.ui.inCTButton.connect("clicked(bool)", self.onInCTButton)
+        self.ui.undoButton.connect("clicked(bool)", self.onUndoButton)
+        self.ui.heatmapCheckBox.connect("toggled(bool)", self.onHeatmapToggled)
+        self.ui.deviationCheckBox.connect("toggled(bool)", self.onDeviationToggled)
         self.ui.editTibiaButton.connect("clicked(bool)", self.onEditTibiaButton)
         self.ui.editMaskButton.connect("clicked(bool)", self.onEditMaskButton)
-        self._sayFinding("")
+        self.ui.boxMaskButton.connect("clicked(bool)", self.onBoxMaskButton)
+        self.ui.confirmSideButton.connect("clicked(bool)", self.onConfirmSideButton)
+        self.ui.slicesButton.connect("clicked(bool)", self.onSlicesButton)
+        self.ui.beforeAfterButton.connect("clicked(bool)", self.onBeforeAfterButton)
+        self.ui.identityCheckBox.connect("toggled(bool)", self.onIdentityToggled)
+        self.ui.outputButton.connect("clicked(bool)", self.onOutputButton)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
+        self._followTimer = qt.QTimer()
+        self._followTimer.setSingleShot(True)
+        self._followTimer.setInterval(FOLLOW_MS)
+        self._followTimer.connect("timeout()", self.onFragmentsMoved)
+        self.onIdentityToggled(False)
+        self._sayNothing()
 
     def makeLogic(self):
         return TibiaCompletionLogic()
 
     def onSceneEndClose(self, caller, event):
         """Called just after the scene was closed."""
-        self._sayFinding("")
+        self._sayNothing()
+        self.ui.outputLabel.text = ""
+        self.ui.identityCheckBox.checked = False
         JobPanelWidget.onSceneEndClose(self, caller, event)
+
+    def onSceneStartClose(self, caller, event):
+        """Called just before the scene closes."""
+        JobPanelWidget.onSceneStartClose(self, caller, event)
+        self._letGoOfPlan()
+
+    def cleanup(self):
+        """Called when the panel is destroyed."""
+        self._letGoOfPlan()
+        JobPanelWidget.cleanup(self)
 
     def initializeParameterNode(self):
         """Bind the parameter node; a scene with one CT has it selected."""
@@ -158,8 +274,8 @@ class TibiaCompletionWidget(JobPanelWidget):
 
     def reasonNotToApply(self):
         node = self._parameterNode
-        return self.logic.reasonNotToComplete(node.ct, (node.tibia, node.tibiaSegmentID),
-                                              (node.fracture, node.fractureSegmentID), self._context())
+        return inputs.reasonNotToComplete(node.ct, (node.tibia, node.tibiaSegmentID),
+                                          (node.fracture, node.fractureSegmentID), self._context())
 
     def _context(self):
         node = self._parameterNode
@@ -170,14 +286,16 @@ class TibiaCompletionWidget(JobPanelWidget):
 
     def _checkCanApply(self, caller=None, event=None):
         JobPanelWidget._checkCanApply(self)
-        button = self.ui.findButton
-        if self.job is not None and self._finding:
-            button.text, button.toolTip, button.enabled = _("Cancel"), self.ui.applyButton.toolTip, True
-            return
-        button.text = _("Find tibia")
-        button.toolTip = _("Find the tibia of the chosen side, or with \"Automatic\" every tibia, in the CT and "
-                           "segment it as a proposal, in a process of its own; the window stays free.")
-        button.enabled = self.job is None and self._parameterNode.ct is not None
+        node = self._parameterNode
+        hasTibia = node.ct is not None and node.tibia is not None and scene.hasMask(node.tibia, node.tibiaSegmentID)
+        ready = {"finding": node.ct is not None, "suggesting": hasTibia, "splitting": hasTibia,
+                 "reducing": node.resultModel is not None}
+        for kind, job in SIDE_JOBS.items():
+            button = getattr(self.ui, job.button)
+            if self.job is not None and self._kind == kind:
+                button.text, button.toolTip, button.enabled = _("Cancel"), self.ui.applyButton.toolTip, True
+            else:
+                button.text, button.toolTip, button.enabled = job.text, job.toolTip, self.job is None and ready[kind]
 
     def onApplyButton(self, checked=False):
         """Apply, or Cancel while a job runs."""
@@ -185,9 +303,37 @@ class TibiaCompletionWidget(JobPanelWidget):
 
     def onFindButton(self, checked=False):
         """Find the tibia, or Cancel while it is being found."""
-        self._run(self._startFinding)
-        self._sayFinding(self.ui.statusLabel.text)
+        node = self._parameterNode
+        self._runBeside("finding", functools.partial(inputs.startFinding, node.ct, node.side.value))
+
+    def onSuggestMaskButton(self, checked=False):
+        """Suggest a mask, or Cancel."""
+        node = self._parameterNode
+        self._runBeside("suggesting", functools.partial(
+            inputs.startSuggesting, node.ct, (node.tibia, node.tibiaSegmentID)))
+
+    def onSplitButton(self, checked=False):
+        """Split the tibia into fragments, or Cancel."""
+        node = self._parameterNode
+        self._runBeside("splitting", functools.partial(
+            fragments.startSplitting, node.ct, (node.tibia, node.tibiaSegmentID),
+            (node.fracture, node.fractureSegmentID)))
+
+    def onReduceButton(self, checked=False):
+        """Bring the fragments to the prediction, or Cancel."""
+        node = self._parameterNode
+        self._runBeside("reducing", functools.partial(
+            fragments.startReduction, predictions.fromRecord(node.resultRecord), node.fragments))
+
+    def _runBeside(self, kind, start):
+        self._run(functools.partial(self._startBeside, kind, start))
+        self._say(kind, self.ui.statusLabel.text)
         self._checkCanApply()
+
+    def _startBeside(self, kind, start):
+        self._kind, self._startedFor = kind, self._parameterNode.ct
+        return start(onProgress=functools.partial(self.onBesideProgress, kind),
+                     onFinished=functools.partial(self.onBesideFinished, kind))
 
     def _run(self, starter):
         self._starter = starter
@@ -202,51 +348,58 @@ class TibiaCompletionWidget(JobPanelWidget):
         tibia = node.tibia, node.tibiaSegmentID
         self._request = {
             "ct": node.ct, "tibia": tibia, "fracture": (node.fracture, node.fractureSegmentID),
-            "side": self.logic.givenSide(tibia, node.side.value), "method": node.method.value,
+            "side": inputs.givenSide(tibia, node.side.value), "method": node.method.value,
             "context": self._context(), "fixedPiece": node.fixedPiece, "beyondScan": node.beyondScan}
         return self._startRequest()
 
     def _startRequest(self, acceptSide=False):
-        self._finding = False
-        return self.logic.startCompletion(**self._request, acceptSide=acceptSide, onProgress=self.onProgress,
-                                          onFinished=self.onPredictionFinished)
+        self._kind = "predicting"
+        return predictions.startCompletion(**self._request, acceptSide=acceptSide, onProgress=self.onProgress,
+                                           onFinished=self.onPredictionFinished)
 
     def onPredictionFinished(self, state, message):
         """The prediction ended; a side that the shape contradicts becomes a question."""
         refused = state == "failed" and SIDE_REFUSAL in message
-        self.onJobFinished("cancelled" if refused else state, self.logic.inPanelWords(message))
-        if refused and slicer.util.confirmYesNoDisplay(self.logic.sideQuestion(self._request["side"]),
+        self.onJobFinished("cancelled" if refused else state, words.inPanelWords(message))
+        if refused and slicer.util.confirmYesNoDisplay(words.sideQuestion(self._request["side"]),
                                                        _("Tibia Completion")):
             # What was asked about is predicted, even if the panel shows something else by now.
             self._run(functools.partial(self._startRequest, acceptSide=True))
         else:
             self._request = None
 
-    def _startFinding(self):
-        self._finding = True
-        node = self._parameterNode
-        return self.logic.startFinding(node.ct, node.side.value, self.onFindingProgress, self.onFindingFinished)
-
-    def onFindingProgress(self, stage, progress, remaining):
-        """The search for the tibia reported."""
+    def onBesideProgress(self, kind, stage, progress, remaining):
+        """A job of SIDE_JOBS reported."""
         self.onProgress(stage, progress, remaining)
-        self._sayFinding(self.ui.statusLabel.text)
+        self._say(kind, self.ui.statusLabel.text)
 
-    def onFindingFinished(self, state, message):
-        """The search for the tibia ended."""
+    def onBesideFinished(self, kind, state, message):
+        """A job of SIDE_JOBS ended."""
         self.onJobFinished(state, message)
-        self._sayFinding({"succeeded": "", "cancelled": _("Cancelled; the scene is as it was.")}.get(
+        self._say(kind, {"succeeded": "", "cancelled": _("Cancelled; the scene is as it was.")}.get(
             state, _("Failed: {message}").format(message=message)))
 
-    def _sayFinding(self, text):
-        self.ui.findingLabel.text = text
-        self.ui.findingLabel.visible = bool(text)
+    def _say(self, kind, text):
+        label = getattr(self.ui, SIDE_JOBS[kind].label)
+        label.text = text
+        label.visible = bool(text)
+
+    def _sayNothing(self):
+        for kind in SIDE_JOBS:
+            self._say(kind, "")
 
     def storeResults(self, results):
-        if isinstance(results, FoundTibiae):
-            self._storeFound(results)
+        store = {inputs.FoundTibiae: self._storeFound, inputs.SuggestedMask: self._storeMask,
+                 fragments.FoundFragments: self._storeFragments, fragments.Plan: self._storePlan,
+                 predictions.Prediction: self._storeNewPrediction}
+        node = self._parameterNode or self.logic.getParameterNode()
+        # What another CT than the selected one was looked through for is kept, but not shown: patients are never mixed.
+        if isinstance(results, predictions.Prediction) or node.ct is self._startedFor:
+            store[type(results)](results)
+        elif isinstance(results, fragments.Plan):
+            fragments.setVisible(results, False)
         else:
-            self._storePrediction(results)
+            results.segmentation.GetDisplayNode().SetVisibility(False)
 
     def _storeFound(self, results):
         node = self._parameterNode or self.logic.getParameterNode()
@@ -254,30 +407,192 @@ class TibiaCompletionWidget(JobPanelWidget):
         with slicer.util.NodeModify(node):
             node.tibia = results.segmentation
             node.tibiaSegmentID = results.segmentation.GetSegmentation().GetNthSegmentID(0)
-        if previous is not None and previous.GetAttribute(FOUND_ATTRIBUTE):
+        if previous is not None and previous.GetAttribute(inputs.FOUND_ATTRIBUTE):
             previous.GetDisplayNode().SetVisibility(False)
+
+    def _storeMask(self, results):
+        node = self._parameterNode or self.logic.getParameterNode()
+        with slicer.util.NodeModify(node):
+            node.fracture, node.fractureSegmentID = results.segmentation, results.segmentID
+
+    def _storeFragments(self, results):
+        node = self._parameterNode or self.logic.getParameterNode()
+        node.fragments = results.segmentation
+
+    def _storePlan(self, results):
+        node = self._parameterNode or self.logic.getParameterNode()
+        # The fragments take the place of the bone as it lies in the CT, within the PREDICTED one.
+        with slicer.util.NodeModify(node):
+            node.predictedOpacity, node.measuredOpacity = PLANNING_OPACITIES
+
+    def _storeNewPrediction(self, results):
+        node = self._parameterNode or self.logic.getParameterNode()
+        with slicer.util.NodeModify(node):
+            self._storePrediction(results)
+            node.predictedOpacity, node.measuredOpacity = OPACITIES
 
     def _storePrediction(self, results):
         node = self._parameterNode or self.logic.getParameterNode()
-        previousModel, previousSegmentation = node.resultModel, node.resultSegmentation
+        previous = predictions.fromRecord(node.resultRecord)
+        if previous is not None and previous.record is not (results and results.record):
+            predictions.hide(previous)
         with slicer.util.NodeModify(node):
-            node.resultSegmentation, node.resultModel = results.segmentation, results.model
-            node.resultTable, node.resultRecord = results.table, results.record
-        if previousModel is not None:
-            scene.setModelVisible(previousModel, False)
-        if previousSegmentation is not None:
-            previousSegmentation.GetDisplayNode().SetVisibility(False)
+            for name, result in (("Segmentation", "segmentation"), ("Model", "model"), ("Table", "table"),
+                                 ("Measurements", "measurements"), ("Record", "record")):
+                node.setValue(f"result{name}", results and getattr(results, result))
+        self.ui.outputLabel.text = ""
+
+    def _onParameterNodeModified(self, caller=None, event=None):
+        self._followCT()
+        JobPanelWidget._onParameterNodeModified(self, caller, event)
+
+    def _followCT(self):
+        """Show the prediction and ask for the side of the CT that is selected, so that two patients are never mixed."""
+        node = self._parameterNode
+        if node.ct is None or slicer.mrmlScene.IsImporting():
+            return
+        if node.sideCT is not node.ct:
+            known, node.sideCT = node.sideCT, node.ct
+            if known is not None:
+                node.side = Side.AUTO
+        shown = predictions.fromRecord(node.resultRecord)
+        if shown is None or shown.ct is not node.ct:
+            results = predictions.newestOf(node.ct)
+            if (results and results.record) is not node.resultRecord:
+                self._storePrediction(results)
+                if results is not None:
+                    results.segmentation.GetDisplayNode().SetVisibility(True)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node):
+        """Lines, angles and planes go with the prediction that they were read from; a plan needs all its nodes."""
+        if slicer.mrmlScene.IsClosing():
+            return
+        if node.IsA("vtkMRMLModelNode"):
+            predictions.removeMarkupsOf(node)
+        if self._live is not None and self._live.plan.holds(node):
+            self._letGoOfPlan()
+
+    def _followPlan(self):
+        """Show the fragments of the prediction that is shown, and let their figures follow their transforms."""
+        if slicer.mrmlScene.IsImporting():
+            return  # models and transforms are not joined yet
+        plan = fragments.newestFor(predictions.fromRecord(self._parameterNode.resultRecord))
+        if (plan and plan.record) is not (self._live and self._live.plan.record):
+            self._letGoOfPlan()
+            if plan is not None:
+                self._live = fragments.LivePlan(plan)
+                for transform in plan.transforms:
+                    self.addObserver(transform, slicer.vtkMRMLTransformNode.TransformModifiedEvent, self.onFragmentMoving)
+                fragments.setVisible(plan, True)
+                for name in plan.names:
+                    self.ui.fragmentSelector.addItem(name)
+        self._showPlan()
+
+    def _letGoOfPlan(self):
+        if self._live is not None:
+            plan, self._live = self._live.plan, None
+            self.ui.fragmentSelector.clear()
+            self._followTimer.stop()
+            self.removeObservers(self.onFragmentMoving)
+            if not slicer.mrmlScene.IsClosing():
+                fragments.setVisible(plan, False)
+
+    def _showPlan(self):
+        ui, live = self.ui, self._live
+        for name in ("fragmentSelector", "lockCheckBox", "resetFragmentButton", "inCTButton", "fragmentHeatmapSelector",
+                     "fragmentRangeSlider"):
+            getattr(ui, name).enabled = live is not None
+        ui.undoButton.enabled = live is not None and live.canUndo
+        ui.fragmentsTableView.visible = live is not None
+        table = live.plan.table if live is not None else None
+        if ui.fragmentsTableView.mrmlTableNode() is not table:
+            ui.fragmentsTableView.setMRMLTableNode(table)
+            ui.fragmentsTableView.resizeColumnsToContents()
+        if live is None or ui.fragmentSelector.currentIndex < 0:
+            return
+        locked = fragments.isLocked(live.plan, ui.fragmentSelector.currentIndex)
+        ui.lockCheckBox.checked = locked
+        ui.resetFragmentButton.enabled = ui.inCTButton.enabled = not locked
+        fragments.showHandles(live.plan, ui.fragmentSelector.currentIndex)
+        node = self._parameterNode
+        if node is not None:
+            fragments.showHeatmap(live.plan, node.fragmentHeatmap.value, node.fragmentRange)
+
+    def onFragmentMoving(self, caller, event):
+        """A transform of a fragment changed, perhaps one of many changes: figures follow soon."""
+        if not self._followTimer.isActive():
+            self._followTimer.start()
+
+    def onFragmentsMoved(self):
+        """Let the figures follow."""
+        if self._live is not None:
+            self._live.follow()
+            self.ui.undoButton.enabled = self._live.canUndo
+
+    def onFragmentSelected(self, index):
+        """Another fragment was selected."""
+        self._showPlan()
+
+    def onLockToggled(self, checked):
+        """Lock the selected fragment or let it go."""
+        if self._live is not None and self.ui.fragmentSelector.currentIndex >= 0:
+            fragments.setLocked(self._live.plan, self.ui.fragmentSelector.currentIndex, checked)
+            self._showPlan()
+
+    def onResetFragmentButton(self, checked=False):
+        """Bring the selected fragment to its planned place."""
+        number = self.ui.fragmentSelector.currentIndex
+        self._live.move(number, self._live.plan.planned[number])
+        self._showPlan()
+
+    def onInCTButton(self, checked=False):
+        """Bring the selected fragment to where it lies in the CT."""
+        self._live.move(self.ui.fragmentSelector.currentIndex, np.eye(4))
+        self._showPlan()
+
+    def onUndoButton(self, checked=False):
+        """Take the last movement back."""
+        self._live.undo()
+        self._showPlan()
+
+    def onEditFragmentsButton(self, checked=False):
+        """Open the Segment Editor on the fragments."""
+        segmentation = self._parameterNode.fragments
+        self._editSegment(segmentation, segmentation.GetSegmentation().GetNthSegmentID(0))
+
+    def onHeatmapToggled(self, checked):
+        """A bone shows one heatmap."""
+        self._showHeatmap("heatmapVisible", "deviationVisible", checked)
+
+    def onDeviationToggled(self, checked):
+        """A bone shows one heatmap."""
+        self._showHeatmap("deviationVisible", "heatmapVisible", checked)
+
+    def _showHeatmap(self, shown, other, checked):
+        if checked and self._parameterNode:
+            with slicer.util.NodeModify(self._parameterNode):
+                self._parameterNode.setValue(shown, True)
+                self._parameterNode.setValue(other, False)
 
     def updateDisplay(self):
         node = self._parameterNode
-        self.ui.checkLabel.text = self.logic.checkWords(node.tibia)
+        self.ui.checkLabel.text = words.checkWords(node.tibia)
         self.ui.checkLabel.visible = bool(self.ui.checkLabel.text)
+        self._showSide()
         self.ui.editMaskButton.enabled = node.ct is not None
+        self.ui.boxMaskButton.enabled = node.tibia is not None
+        self.ui.timeLabel.text = words.timeWords()
         self.ui.methodDescriptionLabel.text = METHODS[node.method.value].description
-        self.ui.summaryLabel.text = self.logic.summary(node.resultRecord)
-        self.ui.signLabel.text = self.logic.signWords()
+        self.ui.summaryLabel.text = words.summary(node.resultRecord)
+        self.ui.signLabel.text = words.signWords()
         self.ui.signLabel.visible = node.resultModel is not None
         self.showTable(node.resultTable)
+        self._showMeasurements()
+        self.ui.confidenceLabel.text = words.confidenceWords(node.resultRecord)
+        hasViews = node.resultModel is not None and slicer.app.layoutManager() is not None
+        self.ui.slicesButton.enabled = self.ui.beforeAfterButton.enabled = hasViews
+        self.ui.outputButton.enabled = node.resultModel is not None
         isSegment = node.tibia is not None and node.tibia.IsA("vtkMRMLSegmentationNode")
         self.ui.editTibiaButton.enabled = isSegment and scene.hasSegment(node.tibia, node.tibiaSegmentID)
         self.ui.measuredOpacitySlider.enabled = isSegment and node.resultModel is not None
@@ -285,8 +600,77 @@ class TibiaCompletionWidget(JobPanelWidget):
             if isSegment and node.tibia.GetDisplayNode() and scene.hasSegment(node.tibia, node.tibiaSegmentID):
                 node.tibia.GetDisplayNode().SetSegmentOpacity3D(node.tibiaSegmentID, node.measuredOpacity)
             scene.setModelVisible(node.resultModel, True, node.predictedOpacity)
-            scene.setHeatmapRange(node.resultModel, node.heatmapRange)
-            scene.setHeatmapVisible(node.resultModel, node.heatmapVisible)
+            if node.deviationVisible and predictions.hasDeviations(node.resultModel):
+                predictions.showDeviations(node.resultModel, node.deviationRange)
+            else:
+                predictions.showDistances(node.resultModel, node.heatmapRange)
+                scene.setHeatmapVisible(node.resultModel, node.heatmapVisible)
+        hasDeviations = predictions.hasDeviations(node.resultModel)
+        self.ui.deviationCheckBox.enabled = self.ui.deviationRangeSlider.enabled = hasDeviations
+        isSegmentation = node.fragments is not None and node.fragments.IsA("vtkMRMLSegmentationNode")
+        self.ui.editFragmentsButton.enabled = isSegmentation and node.fragments.GetSegmentation().GetNumberOfSegments() > 0
+        self._followPlan()
+
+    def _showMeasurements(self):
+        node = self._parameterNode
+        table = node.resultMeasurements
+        self.ui.measurementsLabel.text = words.measurementsWords(node.resultRecord, table)
+        self.ui.measurementsTableView.visible = table is not None
+        self.ui.shownMeasurementSelector.enabled = table is not None
+        if self.ui.measurementsTableView.mrmlTableNode() is not table:
+            self.ui.measurementsTableView.setMRMLTableNode(table)
+            self.ui.measurementsTableView.resizeColumnsToContents()
+        predictions.showMarkups(predictions.fromRecord(node.resultRecord), node.shownMeasurement.value)
+
+    def onSlicesButton(self, checked=False):
+        """Slices with outlines."""
+        layouts.showSlices(predictions.fromRecord(self._parameterNode.resultRecord))
+
+    def onBeforeAfterButton(self, checked=False):
+        """The bone before and after."""
+        self._parameterNode.measuredOpacity = self._parameterNode.predictedOpacity = 1.0
+        layouts.showBeforeAfter(predictions.fromRecord(self._parameterNode.resultRecord))
+
+    def onIdentityToggled(self, checked):
+        """Only who may be named may be given away with the scene."""
+        self.ui.sceneCheckBox.enabled = checked
+        if not checked:
+            self.ui.sceneCheckBox.checked = False
+
+    def onOutputButton(self, checked=False):
+        """Ask for a folder and export."""
+        folder = qt.QFileDialog.getExistingDirectory(self.parent, _("Export to a folder"))
+        if not folder:
+            return
+        try:
+            with slicer.util.WaitCursor():
+                made = exporting.export(predictions.fromRecord(self._parameterNode.resultRecord), folder,
+                                        self.ui.identityCheckBox.checked, self.ui.sceneCheckBox.checked)
+            self.ui.outputLabel.text = _("Exported to {folder}").format(folder=made)
+        except (InputError, OSError) as error:
+            self.ui.outputLabel.text = _("Nothing was exported: {error}").format(error=error)
+
+    def _showSide(self):
+        node = self._parameterNode
+        tibia = node.tibia, node.tibiaSegmentID
+        detected = inputs.detectedSide(tibia, node.resultRecord)
+        self.ui.sideStateLabel.text = words.sideWords(node.side.value, detected) if node.tibia is not None else ""
+        self.ui.sideStateLabel.visible = bool(self.ui.sideStateLabel.text)
+        self.ui.confirmSideButton.enabled = node.side == Side.AUTO and detected is not None
+
+    def onConfirmSideButton(self, checked=False):
+        """The user confirms the side that was detected."""
+        node = self._parameterNode
+        side, _source = inputs.detectedSide((node.tibia, node.tibiaSegmentID), node.resultRecord)
+        node.side = Side(side)
+
+    def onBoxMaskButton(self, checked=False):
+        """Add a ROI as mask."""
+        try:
+            self._parameterNode.fracture = inputs.addBoxMask(
+                (self._parameterNode.tibia, self._parameterNode.tibiaSegmentID))
+        except InputError as error:
+            self.ui.statusLabel.text = str(error)
 
     def onEditTibiaButton(self, checked=False):
         """Open the Segment Editor on the tibia."""
@@ -295,7 +679,7 @@ class TibiaCompletionWidget(JobPanelWidget):
     def onEditMaskButton(self, checked=False):
         """Open the Segment Editor on the mask."""
         node = self._parameterNode
-        fracture, segmentID = self.logic.prepareMask(node.ct, node.fracture, node.fractureSegmentID)
+        fracture, segmentID = inputs.prepareMask(node.ct, node.fracture, node.fractureSegmentID)
         node.fracture = fracture
         node.fractureSegmentID = segmentID
         self._editSegment(fracture, segmentID)
@@ -309,270 +693,42 @@ class TibiaCompletionWidget(JobPanelWidget):
         editor.setCurrentSegmentID(segmentID)
 
 
-@dataclass
-class CompletionResults:
-    """Nodes of one prediction, all named PREDICTED; `record` keeps inputs, settings, versions and warnings (JSON)."""
-
-    segmentation: slicer.vtkMRMLSegmentationNode
-    model: slicer.vtkMRMLModelNode
-    transform: slicer.vtkMRMLTransformNode
-    table: slicer.vtkMRMLTableNode
-    record: slicer.vtkMRMLTextNode
-
-
-@dataclass
-class FoundTibiae:
-    """Nodes of one search: a segment for each tibia, right before left; `record` keeps figures and versions (JSON)."""
-
-    segmentation: slicer.vtkMRMLSegmentationNode
-    record: slicer.vtkMRMLTextNode
-
-
 class TibiaCompletionLogic(ScriptedLoadableModuleLogic):
-    """Completion without a panel; a bone or mask is a pair (node, segment ID or "").
-
-    The context of a completion is a dict of bones that help: "fibula", "femur" and "talus" of the same leg
-    (segmentation or labelmap) and "other_tibia", the other leg's healthy one (model, too).
-    """
+    """The module without a panel and without dialogs; a bone or mask is a pair (node, segment ID or "")."""
 
     def getParameterNode(self):
         return TibiaCompletionParameterNode(super().getParameterNode())
 
     @staticmethod
-    def signWords():
-        """What the sign and the grey of the heatmap mean."""
-        return _("Heatmap in mm. Positive: the prediction lies outside the visible bone; negative: inside it; "
-                 "grey: no visible bone to compare with.")
-
-    @staticmethod
-    def checkWords(tibia):
-        """What to do with a tibia that was found and not drawn; "" for any other node."""
-        if tibia is None or not tibia.GetAttribute(FOUND_ATTRIBUTE):
-            return ""
-        text = _("This tibia was found automatically and is a proposal: look at it in all slices and correct it "
-                 "(\"Edit tibia\") before you use it.")
-        if tibia.GetSegmentation().GetNumberOfSegments() > 1:
-            text = _("Both tibiae were found: select the segment of the fractured one.") + " " + text
-        return text
-
-    @staticmethod
-    def inPanelWords(sentence):
-        """A sentence of the command line with the panel's control in place of the option that it names."""
-        return sentence.replace("--beyond-scan", _("\"Predict past the scan's end\""))
-
-    @staticmethod
-    def sideQuestion(side):
-        """What to ask when the given side, "left" or "right", contradicts the shape."""
-        words = {"left": _("left"), "right": _("right")}
-        given = words.pop(side)
-        (shape,) = words.values()
-        text = _("The shape is that of a {shape} tibia, but it is given as a {given} one. The image may be mirrored or "
-                 "the side wrong: check both.\n\nPredict it as a {given} tibia all the same?")
-        return text.format(shape=shape, given=given)
-
-    @staticmethod
-    def givenSide(tibia, side="auto"):
-        """The side to hold the shape against: the chosen one, else what the tibia's terms and name say.
-
-        Args:
-            tibia: (segmentation or labelmap node, segment ID).
-            side: "left", "right" or "auto".
-
-        Returns:
-            "left", "right", or "auto" where nothing says it or terms and name disagree.
-        """
-        if side != "auto":
-            return side
-        (node, segmentID), said = tibia, set()
-        name = node.GetName()
-        if node.IsA("vtkMRMLSegmentationNode") and scene.hasSegment(node, segmentID):
-            segment = node.GetSegmentation().GetSegment(segmentID)
-            name, terms = segment.GetName(), segment.GetTerminology().split("~")
-            said = {word for word in SIDES if scene.SIDE_CODES[word] in terms}
-        said |= {named_side(f":{name}")} - {None}
-        return said.pop() if len(said) == 1 else "auto"
-
-    @staticmethod
-    def summary(recordNode):
-        """Side, method, model and warnings of a prediction in words."""
-        if recordNode is None:
-            return _("No prediction yet.")
-        record = json.loads(recordNode.GetText())
-        text = _("PREDICTED from the {side} tibia by {method}, model {model} {version}. Not for clinical use.")
-        lines = [text.format(side=record["side"], method=record["method"], model=record["model"]["id"],
-                             version=record["model"]["version"])]
-        warnings = [TibiaCompletionLogic.inPanelWords(text) for text in record["warnings"]]
-        return "\n".join(lines + [_("Warning: {warning}").format(warning=text) for text in warnings])
-
-    @staticmethod
-    def reasonNotToComplete(ct, tibia, fracture, context=None):
-        """Why the completion cannot run, as a sentence, or "" if it can; looks at no voxels and no points."""
-        if ct is None:
-            return _("Select the CT.")
-        missing = {"tibia": _("Select the fractured tibia."),
-                   "fracture": _("Select the fracture mask, or press \"Edit mask\".")}
-        names = {"tibia": _("tibia"), "fracture": _("fracture mask"), "fibula": _("fibula"), "femur": _("femur"),
-                 "talus": _("talus"), "other_tibia": _("other leg's tibia")}
-        bones = {"tibia": tibia, "fracture": fracture} | (context or {})
-        for name, (node, segmentID) in bones.items():
-            if node is None:
-                return missing[name]
-            if node.IsA("vtkMRMLSegmentationNode") and not scene.hasSegment(node, segmentID):
-                return _("\"{name}\" has no segment: add one or select another.").format(name=node.GetName())
-            if node is ct:
-                return _("The CT is also selected as {bone}: select another CT.").format(bone=names[name])
-        for (first, (node, segmentID)), (second, (other, otherID)) in itertools.combinations(bones.items(), 2):
-            if node is other and (segmentID == otherID or not node.IsA("vtkMRMLSegmentationNode")):
-                return _("The {second} is the {first} itself: select another one.").format(
-                    first=names[first], second=names[second])
-        return ""
-
-    @staticmethod
-    def prepareMask(ct, fracture, segmentID):
-        """Find the mask's segment, or make an empty one; the tibia's own segmentation is left alone.
-
-        Returns:
-            (segmentation node, segment ID).
-        """
-        if fracture is None or not fracture.IsA("vtkMRMLSegmentationNode"):
-            fracture = scene.addSegmentation(_("Fracture mask"), ct)
-        if not scene.hasSegment(fracture, segmentID):
-            segmentID = scene.addEmptySegment(fracture, _("Fracture mask"), MASK_COLOR)
-        return fracture, segmentID
-
-    def startFinding(self, ct, side="auto", onProgress=None, onFinished=None):
-        """Start `bonerecon find-tibia` in a process of its own.
-
-        Args:
-            ct: scalar volume node, HU.
-            side: "left", "right" or "auto" for every tibia that is there.
-            onProgress, onFinished: see scenejob.SceneJob.
-
-        Returns:
-            The running SceneJob; after success its `results` are FoundTibiae.
-
-        Raises:
-            InputError: the CT cannot be read out of the scene; nothing was started.
-        """
-        job = scene.makeJob(functools.partial(self._importFound, ct), onProgress, onFinished)
-        try:
-            job.start("find-tibia", "--side", side, "--ct", self._writeCT(job, ct))
-        except BaseException:
-            job.discard()
-            raise
-        return job
-
-    def findTibia(self, ct, side="auto", timeoutS=600.0):
-        """Find the tibiae of a CT and wait for the result, FoundTibiae; no dialogs. Arguments as startFinding.
+    def findTibia(ct, side="auto", timeoutS=600.0):
+        """Find the tibiae of a CT and wait for the result, inputs.FoundTibiae. Arguments as inputs.startFinding.
 
         Raises:
             InputError: the CT cannot be read out of the scene.
             RuntimeError: the job found none, failed or took longer than timeoutS seconds.
         """
-        return self.startFinding(ct, side).finish(timeoutS)
+        return inputs.startFinding(ct, side).finish(timeoutS)
 
     @staticmethod
-    def _writeCT(job, ct):
-        # .nii is not compressed: a CT is written in a second instead of ten.
-        path = job.folder / "ct.nii"
-        write_volume(path, scene.volumeFromNode(ct))
-        return path
-
-    def _importFound(self, ct, output):
-        record = json.loads((output / RESULT).read_text(encoding="utf-8"))
-        labels = read_volume(output / "tibiae.nii.gz")
-        names = {"right": _("Right tibia"), "left": _("Left tibia")}
-        with scene.importing(ct, _("Tibia (found)")):
-            segmentation = scene.addSegmentation(_("Tibia (found)"), ct)
-            segmentation.SetAttribute(FOUND_ATTRIBUTE, "1")
-            for found in record["found"]:
-                mask = Volume(labels.array == found["label"], labels.ijk_to_ras)
-                scene.addSegment(segmentation, mask, names[found["side"]], FOUND_COLOR, "tibia", found["side"])
-            segmentation.CreateClosedSurfaceRepresentation()
-            recordNode = scene.recordFromJson(output / RESULT, _("Tibia (found) record"), {"ct": (ct, "")})
-            segmentation.SetNodeReferenceID("BoneReconstruction.Record", recordNode.GetID())
-        return FoundTibiae(segmentation, recordNode)
-
-    def startCompletion(
-        self, ct, tibia, fracture, side="auto", method=DEFAULT_METHOD, context=None, fixedPiece=1, beyondScan=False,
-        acceptSide=False, onProgress=None, onFinished=None
-    ):
-        """Start `bonerecon complete-tibia` in a process of its own.
-
-        Args:
-            ct: scalar volume node, HU.
-            tibia: (segmentation or labelmap node, segment ID).
-            fracture: (segmentation, labelmap or ROI node, segment ID).
-            side: "left", "right" or "auto": what the tibia's terms or name say, else by its shape.
-            method: a name of METHODS.
-            context: further bones by name, see the class.
-            fixedPiece: number of the visible piece that lies where it belongs, counted from the largest, 1.
-            beyondScan: whether the model goes on where the scan ends.
-            acceptSide: keep a side although the shape is clearly the other's.
-            onProgress, onFinished: see scenejob.SceneJob.
-
-        Returns:
-            The running SceneJob; after success its `results` are CompletionResults.
-
-        Raises:
-            InputError: an input that cannot be read out of the scene; nothing was started.
-        """
-        bones = {"tibia": tibia, "fracture": fracture} | (context or {})
-        job = scene.makeJob(functools.partial(self._importResults, {"ct": (ct, "")} | bones), onProgress, onFinished)
-        try:
-            arguments = ["complete-tibia", "--side", self.givenSide(tibia, side), "--method", method,
-                         "--fixed-piece", fixedPiece, "--ct", self._writeCT(job, ct)]
-            for name, bone in bones.items():
-                arguments += [f"--{name.replace('_', '-')}", scene.writeBone(job.folder / name, *bone)]
-            arguments += ["--beyond-scan"] * beyondScan + ["--accept-side"] * acceptSide
-            job.start(*arguments)
-        except BaseException:
-            job.discard()
-            raise
-        return job
-
-    def complete(
-        self, ct, tibia, fracture, side="auto", method=DEFAULT_METHOD, context=None, fixedPiece=1, beyondScan=False,
-        acceptSide=False, timeoutS=600.0
-    ):
-        """Predict and wait for the result; no dialogs. Arguments as startCompletion.
-
-        Returns:
-            CompletionResults.
+    def complete(ct, tibia, fracture, side="auto", timeoutS=600.0, **options):
+        """Predict and wait for the result, predictions.Prediction. Arguments as predictions.startCompletion.
 
         Raises:
             InputError: an input cannot be read out of the scene.
             RuntimeError: the job refused its input, such as a side that the shape contradicts unless acceptSide is
                 set, failed or took longer than timeoutS seconds.
         """
-        return self.startCompletion(
-            ct, tibia, fracture, side, method, context, fixedPiece, beyondScan, acceptSide).finish(timeoutS)
+        return predictions.startCompletion(ct, tibia, fracture, side, **options).finish(timeoutS)
 
-    def _importResults(self, inputs, output):
-        ct = inputs["ct"][0]
-        record = json.loads((output / RESULT).read_text(encoding="utf-8"))
-        volume = read_volume(output / "tibia.nii.gz")
-        surface, scalars = scene.readSurfaceWithScalars(output / "tibia.vtp")
-        name = _("PREDICTED tibia")
-        with scene.importing(ct, name):
-            segmentation = scene.addSegmentation(name, ct)
-            scene.addSegment(segmentation, Volume(volume.array > 0, volume.ijk_to_ras), name, PREDICTED_COLOR,
-                             "tibia", record["side"])
-            display = segmentation.GetDisplayNode()
-            # The outline in slices and the model in 3D: measured bone stays visible beneath both.
-            display.SetVisibility3D(False)
-            display.SetVisibility2DFill(False)
-            display.SetSliceIntersectionThickness(2)
-            model = scene.surfaceToModel(surface, name, PREDICTED_COLOR, scalars=scalars)
-            model.GetDisplayNode().SetVisibility2D(False)
-            scene.addHeatmap(model, DISTANCE_ARRAY, 2.0, _("PREDICTED tibia (mm)\n+ outside, - inside"))
-            transform = scene.addTransform(record["ras_to_standard"], _("PREDICTED tibia to standard frame"))
-            table = scene.tableFromCsv(output / "distances.csv", _("PREDICTED tibia figures"))
-            recordNode = scene.recordFromJson(output / RESULT, _("PREDICTED tibia record"), inputs)
-            for node in (segmentation, model, transform, table):
-                node.SetAttribute(PREDICTED_ATTRIBUTE, "1")
-                node.SetNodeReferenceID("BoneReconstruction.Record", recordNode.GetID())
-        return CompletionResults(segmentation, model, transform, table, recordNode)
+    @staticmethod
+    def reduce(prediction, fragmentsNode=None, timeoutS=600.0):
+        """Bring fragments to a prediction and wait for the fragments.Plan. Arguments as fragments.startReduction.
+
+        Raises:
+            InputError: an input is gone or cannot be read out of the scene.
+            RuntimeError: the job refused its input, failed or took longer than timeoutS seconds.
+        """
+        return fragments.startReduction(prediction, fragmentsNode).finish(timeoutS)
 
 
 class TibiaCompletionTest(ScriptedLoadableModuleTest):
@@ -620,7 +776,7 @@ class TibiaCompletionTest(ScriptedLoadableModuleTest):
         segments = {name: scene.addSegment(segmentation, Volume(array, ijkToRas), title, color, bone, "right")
                     for name, array, title, color, bone in (
                         ("tibia", visible, "Tibia", (0.9, 0.8, 0.6), "tibia"),
-                        ("mask", mask, "Fracture mask", MASK_COLOR, "tibia"),
+                        ("mask", mask, "Fracture mask", inputs.MASK_COLOR, "tibia"),
                         ("fibula", fibula.array, "Fibula", (0.8, 0.8, 0.7), "fibula"))}
         return ct, segmentation, segments, tibia
 
@@ -642,12 +798,20 @@ class TibiaCompletionTest(ScriptedLoadableModuleTest):
                                  context={"fibula": (segmentation, segments["fibula"])})
         self.assertIn("PREDICTED", results.segmentation.GetSegmentation().GetNthSegment(0).GetName())
         self.assertGreater(self.dice(results.segmentation, truth), 0.95)
+        self.delayDisplay("Bringing its two pieces, which lie where they should, to the prediction")
+        plan = logic.reduce(results)
+        self.assertEqual(len(plan.models), 2)
+        for model, matrix in zip(plan.models, plan.matrices, strict=True):
+            vertices = scene.surfaceFromModel(model, inWorld=False).vertices
+            moved = scene.surfaceFromModel(model).vertices
+            self.assertLess(np.linalg.norm(moved - vertices, axis=1).mean(), 2.0)
+            self.assertAlmostEqual(np.linalg.det(matrix[:3, :3]), 1.0, places=4)
         self.delayDisplay("Test passed")
 
     def test_FindTibia(self):
         self.delayDisplay("Finding a tibia in a CT")
         ct, segmentation, segments, _truth = self.makePatient()
         found = TibiaCompletionLogic().findTibia(ct).segmentation
-        self.assertEqual(TibiaCompletionLogic.givenSide((found, found.GetSegmentation().GetNthSegmentID(0))), "right")
+        self.assertEqual(inputs.givenSide((found, found.GetSegmentation().GetNthSegmentID(0))), "right")
         self.assertGreater(self.dice(found, scene.segmentMask(segmentation, segments["tibia"])), 0.9)
         self.delayDisplay("Test passed")

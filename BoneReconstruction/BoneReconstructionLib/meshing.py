@@ -3,13 +3,14 @@
 import numpy as np
 from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkPoints
-from vtkmodules.vtkCommonDataModel import vtkCellArray, vtkImageData, vtkPolyData
+from vtkmodules.vtkCommonDataModel import vtkCellArray, vtkImageData, vtkPlane, vtkPlaneCollection, vtkPolyData
 from vtkmodules.vtkFiltersCore import (
     vtkFlyingEdges3D,
     vtkQuadricDecimation,
     vtkTriangleFilter,
     vtkWindowedSincPolyDataFilter,
 )
+from vtkmodules.vtkFiltersGeneral import vtkClipClosedSurface
 
 from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.surfaces import Surface, transformed, volume_mm3
@@ -132,6 +133,27 @@ def decimate(surface: Surface, target_faces: int) -> tuple[Surface, float]:
         float(closest_points(a.vertices, b)[1].max()) for a, b in ((surface, decimated), (decimated, surface))
     )
     return decimated, error_mm
+
+
+def cut_off(surface: Surface, origin: np.ndarray, inwards: np.ndarray) -> Surface:
+    """Cuts a closed surface with a plane and closes it with a flat cap.
+
+    Args:
+        surface: Closed; VTK works in single precision, so that it should lie near the origin.
+        origin: (3,) point of the plane.
+        inwards: (3,) normal of the plane, towards what stays.
+    """
+    plane = vtkPlane()
+    plane.SetOrigin(origin)
+    plane.SetNormal(inwards)
+    planes = vtkPlaneCollection()
+    planes.AddItem(plane)
+    # One plane at a time: given several at once the filter leaves holes.
+    clip = vtkClipClosedSurface()
+    clip.SetInputData(to_polydata(surface))
+    clip.SetClippingPlanes(planes)
+    clip.Update()
+    return from_polydata(clip.GetOutput())
 
 
 def to_polydata(surface: Surface) -> vtkPolyData:

@@ -6,9 +6,11 @@ make itself.
 """
 
 import csv
+import itertools
 import json
 import os
 import shutil
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.markups import Markup
 from BoneReconstructionLib.meshing import from_polydata, to_polydata
 from BoneReconstructionLib.scenejob import SceneJob
 from BoneReconstructionLib.surfacefiles import read_surface, write_surface
@@ -48,6 +52,13 @@ HEATMAP_COLORS = (
     (0.5, (0.96, 0.62, 0.47)),
     (1.0, (0.70, 0.05, 0.10)),
 )
+# For what has no sign, from light to dark.
+UNSIGNED_COLORS = (
+    (0.0, (1.0, 1.0, 0.85)),
+    (0.5, (0.95, 0.55, 0.25)),
+    (1.0, (0.35, 0.02, 0.30)),
+)
+PLANE_OPACITY = 0.3
 NO_VALUE_COLOR = (0.45, 0.45, 0.45)
 HEATMAP_ATTRIBUTE = "BoneReconstruction.Heatmap"
 
@@ -115,6 +126,11 @@ def volumeToNode(volume: Volume, name: str, nodeClass: str = "vtkMRMLScalarVolum
 def hasSegment(segmentationNode, segmentId: str) -> bool:
     """Whether a segmentation has a segment of this ID."""
     return bool(segmentId) and segmentationNode.GetSegmentation().GetSegment(segmentId) is not None
+
+
+def hasMask(node, segmentId: str = "") -> bool:
+    """Whether a node can stand for a bone or region: a segmentation only with a segment of this ID."""
+    return not node.IsA("vtkMRMLSegmentationNode") or hasSegment(node, segmentId)
 
 
 def segmentMask(segmentationNode, segmentId: str) -> Volume:
@@ -194,6 +210,30 @@ def maskFromNode(node, segmentId: str = "") -> Volume:
         raise InputError(f'The labelmap "{node.GetName()}" holds {len(labels)} labels: import it as segmentation and '
                          "select the segment.")
     return Volume(volume.array != 0, volume.ijk_to_ras)
+
+
+def boundsOf(node, segmentId: str = ""):
+    """Lowest and highest world coordinates, (3,) RAS mm each, of a bone or region as maskFromNode takes it.
+
+    Raises:
+        InputError: as maskFromNode.
+    """
+    mask = maskFromNode(node, segmentId)
+    lower, upper = bounding_box(mask.array)
+    corners = np.array(list(itertools.product(*zip(lower - 0.5, upper - 0.5))))[:, ::-1]
+    placed = transform_points(mask.ijk_to_ras, corners)
+    return placed.min(axis=0), placed.max(axis=0)
+
+
+def addRoi(lower: np.ndarray, upper: np.ndarray, name: str, color):
+    """Add a box ROI between two world corners, (3,) RAS mm each, with handles to drag."""
+    node = _addNode("vtkMRMLMarkupsROINode", name)
+    node.CreateDefaultDisplayNodes()
+    node.SetCenterWorld(*((lower + upper) / 2))
+    node.SetSize(*(upper - lower))
+    node.GetDisplayNode().SetSelectedColor(*color)
+    node.GetDisplayNode().SetHandlesInteractive(True)
+    return node
 
 
 def maskInGeometry(mask: Volume, reference: Volume) -> Volume:
@@ -306,8 +346,8 @@ def addEmptySegment(segmentationNode, name: str, color) -> str:
 # Models and heatmaps
 
 
-def surfaceFromModel(modelNode) -> Surface:
-    """A model node's triangles as Surface in world RAS.
+def surfaceFromModel(modelNode, inWorld: bool = True) -> Surface:
+    """A model node's triangles as Surface in world RAS, or without its transforms.
 
     Raises:
         InputError: no mesh, or a transform that is not linear.
@@ -320,7 +360,8 @@ def surfaceFromModel(modelNode) -> Surface:
     triangles.PassLinesOff()
     triangles.PassVertsOff()
     triangles.Update()
-    return transformed(from_polydata(triangles.GetOutput()), worldMatrix(modelNode))
+    surface = from_polydata(triangles.GetOutput())
+    return transformed(surface, worldMatrix(modelNode)) if inWorld else surface
 
 
 def surfaceToModel(surface: Surface, name: str, color, opacity: float = 1.0, scalars: dict | None = None):
@@ -417,49 +458,73 @@ def addHeatmap(modelNode, arrayName: str, rangeMm: float, title: str):
     """Colour a model by signed distances, with a colour node of its own and a legend.
 
     Args:
-        modelNode: a model with the point array arrayName, signed mm, NaN where there is no value (drawn grey).
-        arrayName: the point array.
-        rangeMm: colours run from -rangeMm to +rangeMm.
-        title: legend title; it must name the unit and the sign.
+        modelNode, arrayName, rangeMm, title: see setHeatmap.
 
     Returns:
         The vtkMRMLProceduralColorNode.
     """
     colorNode = _addNode("vtkMRMLProceduralColorNode", modelNode.GetName() + " distance colors")
     colorNode.SetAttribute(HEATMAP_ATTRIBUTE, "1")
+    _fillColors(colorNode, rangeMm, signed=True)
     displayNode = modelNode.GetDisplayNode()
-    displayNode.SetActiveScalar(arrayName, vtk.vtkAssignAttribute.POINT_DATA)
     displayNode.SetAndObserveColorNodeID(colorNode.GetID())
     displayNode.SetScalarRangeFlag(slicer.vtkMRMLDisplayNode.UseManualScalarRange)
     legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(modelNode)
-    legend.SetTitleText(title)
     legend.SetLabelFormat("%.1f")
     legend.SetNumberOfLabels(5)
     legend.GetTitleTextProperty().SetFontSize(16)
     legend.GetLabelTextProperty().SetFontSize(14)
-    setHeatmapRange(modelNode, rangeMm)
+    setHeatmap(modelNode, arrayName, rangeMm, title)
     setHeatmapVisible(modelNode, True)
     return colorNode
 
 
-def setHeatmapRange(modelNode, rangeMm: float) -> None:
-    """Let a heatmap's colours run from -rangeMm to +rangeMm (mm, above 0)."""
+def setHeatmap(modelNode, arrayName: str, rangeMm: float, title: str, signed: bool = True) -> None:
+    """Let a model's heatmap show a point array.
+
+    Args:
+        modelNode: a model with heatmap and the point array arrayName, mm, NaN where there is no value (drawn grey).
+        arrayName: the point array.
+        rangeMm: colours run from -rangeMm, or 0 for what has no sign, to +rangeMm.
+        title: legend title; it must name the unit and the sign.
+        signed: whether values have a sign.
+    """
+    modelNode.GetDisplayNode().SetActiveScalar(arrayName, vtk.vtkAssignAttribute.POINT_DATA)
+    slicer.modules.colors.logic().GetColorLegendDisplayNode(modelNode).SetTitleText(title)
+    setHeatmapRange(modelNode, rangeMm, signed)
+
+
+def setHeatmapRange(modelNode, rangeMm: float, signed: bool = True) -> None:
+    """Let a heatmap's colours run from -rangeMm, or 0 for what has no sign, to +rangeMm (mm, above 0)."""
     displayNode = modelNode.GetDisplayNode()
-    colorNode = displayNode.GetColorNode()
-    function = colorNode.GetColorTransferFunction()
-    function.RemoveAllPoints()
-    for position, color in HEATMAP_COLORS:
+    _fillColors(displayNode.GetColorNode(), rangeMm, signed)
+    displayNode.SetScalarRange(-rangeMm if signed else 0.0, rangeMm)
+
+
+def _fillColors(colorNode, rangeMm, signed):
+    function = vtk.vtkColorTransferFunction()
+    for position, color in HEATMAP_COLORS if signed else UNSIGNED_COLORS:
         function.AddRGBPoint(position * rangeMm, *color)
+    colorNode.GetColorTransferFunction().DeepCopy(function)  # at once: views are drawn at each change
     colorNode.GetLookupTable().SetNanColor(*NO_VALUE_COLOR, 1.0)
-    displayNode.SetScalarRange(-rangeMm, rangeMm)
 
 
-def setHeatmapVisible(modelNode, visible: bool) -> None:
-    """Show a model in its distance colours with legend, or in its plain colour."""
+def hasScalars(modelNode, arrayName: str) -> bool:
+    """Whether a model has a point array of this name."""
+    return modelNode.GetPolyData().GetPointData().HasArray(arrayName) == 1
+
+
+def hasHeatmap(modelNode) -> bool:
+    """Whether addHeatmap was called for a model."""
+    return slicer.modules.colors.logic().GetColorLegendDisplayNode(modelNode) is not None
+
+
+def setHeatmapVisible(modelNode, visible: bool, withLegend: bool = True) -> None:
+    """Show a model in its distance colours, with legend unless another model's speaks for it, or in its plain colour."""
     modelNode.GetDisplayNode().SetScalarVisibility(visible)
     legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(modelNode)
     if legend is not None:
-        legend.SetVisibility(visible)
+        legend.SetVisibility(visible and withLegend)
 
 
 def restoreHeatmaps() -> None:
@@ -470,7 +535,7 @@ def restoreHeatmaps() -> None:
             colorNode.Modified()
 
 
-# Tables and records
+# Tables, records and files
 
 
 def addTable(columns: dict, name: str, units: dict | None = None):
@@ -518,15 +583,48 @@ def tableToCsv(tableNode, path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    table = tableNode.GetTable()
-    columns = range(table.GetNumberOfColumns())
     partial = Path(f"{path}.partial")
     with open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([table.GetColumnName(column) for column in columns])
-        for row in range(table.GetNumberOfRows()):
-            writer.writerow([table.GetValue(row, column).ToString() for column in columns])
+        csv.writer(file).writerows(tableRows(tableNode))
     os.replace(partial, path)
+
+
+def tableRows(tableNode) -> list:
+    """A table node's header and rows as lists of texts."""
+    table = tableNode.GetTable()
+    columns = range(table.GetNumberOfColumns())
+    rows = [[table.GetValue(row, column).ToString() for column in columns] for row in range(table.GetNumberOfRows())]
+    return [[table.GetColumnName(column) for column in columns], *rows]
+
+
+@contextmanager
+def newFolder(parent, name: str):
+    """Deliver a folder of files all at once, or none: written under a hidden name, renamed at the end.
+
+    Args:
+        parent: an existing folder.
+        name: the new folder's name; it gets a number where that is taken, so that nothing is overwritten.
+
+    Yields:
+        (Path of the hidden folder to write into, Path that it will have).
+
+    Raises:
+        InputError: the parent cannot be written to.
+    """
+    parent = Path(parent)
+    partial, final, number = parent / f".{uuid.uuid4().hex}.partial", parent / name, 1
+    while final.exists():
+        number += 1
+        final = parent / f"{name} {number}"
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise InputError(f"{parent} cannot be written to ({error.strerror}): choose another folder.") from error
+    try:
+        yield partial, final
+        os.replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def recordFromJson(path, name: str, inputs: dict):
@@ -541,7 +639,23 @@ def recordFromJson(path, name: str, inputs: dict):
     record["inputs"] = {key: describeInput(*bone) for key, bone in inputs.items()}
     node = _addNode("vtkMRMLTextNode", name)
     node.SetText(json.dumps(record, indent=2, ensure_ascii=False))
+    for key, bone in inputs.items():
+        node.SetNodeReferenceID(inputRole(key), bone[0].GetID())
     return node
+
+
+def inputRole(key: str) -> str:
+    """The role in which a record refers to the node that was an input; key as in recordFromJson."""
+    return f"BoneReconstruction.input.{key}"
+
+
+def putInFolder(nodes, folderName: str) -> None:
+    """Move nodes into a new subject-hierarchy folder where the first of them lies."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    items = [hierarchy.GetItemByDataNode(node) for node in nodes]
+    folder = hierarchy.CreateFolderItem(hierarchy.GetItemParent(items[0]), folderName)
+    for item in items:
+        hierarchy.SetItemParent(item, folder)
 
 
 def describeInput(node, segmentId: str = "") -> dict:
@@ -551,6 +665,149 @@ def describeInput(node, segmentId: str = "") -> dict:
         segment = node.GetSegmentation().GetSegment(segmentId)
         description |= {"segment": segment.GetName(), "segment_id": segmentId}
     return description
+
+
+# Patients
+
+
+def _patientItem(node):
+    """The subject hierarchy's patient that a node belongs to, or None."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelPatient()
+    item = hierarchy.GetItemAncestorAtLevel(hierarchy.GetItemByDataNode(node), level)
+    return None if item == hierarchy.GetInvalidItemID() else item
+
+
+def ofDifferentPatients(first, second) -> bool:
+    """Whether two nodes lie under different patients of the subject hierarchy; False where one lies under none."""
+    patients = _patientItem(first), _patientItem(second)
+    return None not in patients and patients[0] != patients[1]
+
+
+def makePatient(item: int) -> None:
+    """Let a folder of the subject hierarchy stand for a patient."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    hierarchy.SetItemLevel(item, slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelPatient())
+
+
+def patientIdentity(node) -> dict:
+    """What the subject hierarchy says about the patient a node belongs to: {"name", "ID", "date of birth": text}.
+
+    Only what is known is in it; the name of the patient's item stands in for a DICOM name.
+    """
+    item = _patientItem(node)
+    if item is None:
+        return {}
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    constants = slicer.vtkMRMLSubjectHierarchyConstants
+    identity = {
+        "name": hierarchy.GetItemAttribute(item, constants.GetDICOMPatientNameAttributeName())
+        or hierarchy.GetItemName(item),
+        "ID": hierarchy.GetItemAttribute(item, constants.GetDICOMPatientIDAttributeName()),
+        "date of birth": hierarchy.GetItemAttribute(item, constants.GetDICOMPatientBirthDateAttributeName()),
+    }
+    return {word: text for word, text in identity.items() if text}
+
+
+# Markups
+
+
+def addMarkup(markup: Markup, name: str, description: str = ""):
+    """Add a line, angle or plane as a locked markups node, hidden until it is switched on.
+
+    Args:
+        markup: what to draw, RAS mm.
+        name: node name, made unique.
+        description: what it tells.
+
+    Returns:
+        The vtkMRMLMarkupsNode.
+    """
+    node = _addNode(f"vtkMRMLMarkups{markup.kind.capitalize()}Node", name)
+    node.CreateDefaultDisplayNodes()
+    if markup.kind == "plane":
+        first, second, normal = markup.plane_axes.T
+        node.SetAxesWorld(first, second, normal)
+        node.SetCenterWorld(*markup.points[0])
+        node.SetSizeMode(node.SizeModeAbsolute)
+        node.SetSize(*markup.plane_size)
+    else:
+        for point in markup.points:
+            node.AddControlPointWorld(vtk.vtkVector3d(*point))
+    node.SetDescription(description)
+    node.SetLocked(True)
+    display = node.GetDisplayNode()
+    display.SetColor(*markup.colour)
+    display.SetSelectedColor(*markup.colour)
+    display.SetOpacity(PLANE_OPACITY if markup.kind == "plane" else 1.0)
+    display.SetPointLabelsVisibility(False)
+    display.SetHandlesInteractive(False)
+    display.SetVisibility(False)
+    return node
+
+
+# Views
+
+
+def showLayout(arrangement: int) -> None:
+    """Arrange the views; arrangement is one of vtkMRMLLayoutNode's."""
+    slicer.app.layoutManager().setLayout(arrangement)
+
+
+def onlyIn3DView(node, viewNode=None) -> None:
+    """Draw a node with its legend in every slice view but in one 3D view only; None: in all views again."""
+    legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(node)
+    for display in filter(None, (node.GetDisplayNode(), legend)):
+        display.RemoveAllViewNodeIDs()
+        if viewNode is not None:
+            for view in (viewNode, *slicer.util.getNodesByClass("vtkMRMLSliceNode")):
+                display.AddViewNodeID(view.GetID())
+
+
+def lookAtSlices(background, lower: np.ndarray, upper: np.ndarray) -> None:
+    """Show a volume in all slice views, through the middle of a box and as large as the box in each view's plane.
+
+    Args:
+        background: volume node.
+        lower, upper: corners of the box, (3,) RAS mm each.
+    """
+    slicer.util.setSliceViewerLayers(background=background, fit=True)
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        node.JumpSliceByCentering(*((lower + upper) / 2))
+        directions = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())[:3, :2]
+        width, height, depth = node.GetFieldOfView()
+        zoom = max(np.abs(directions).T @ (upper - lower) / (width, height))
+        node.SetFieldOfView(width * zoom, height * zoom, depth)
+
+
+def lookAt(viewNode, lower: np.ndarray, upper: np.ndarray, direction=(0.0, 1.0, 0.0)) -> None:
+    """Turn a 3D view's camera to a box.
+
+    Args:
+        viewNode: vtkMRMLViewNode in the layout.
+        lower, upper: corners of the box, (3,) RAS mm each.
+        direction: where the camera is, seen from the box, unit vector in RAS; default: in front of the patient.
+    """
+    camera = slicer.modules.cameras.logic().GetViewActiveCameraNode(viewNode)
+    centre = (lower + upper) / 2
+    distance = np.linalg.norm(upper - lower) / 2 / np.sin(np.radians(camera.GetViewAngle() / 2))
+    camera.SetFocalPoint(*centre)
+    camera.SetPosition(*(centre + distance * np.array(direction)))
+    camera.SetViewUp(0, 0, 1)
+    camera.ResetClippingRange()
+
+
+def viewPicture(view) -> bytes:
+    """A PNG of what a slice view or a 3D view of the layout shows."""
+    view.forceRender()
+    grabber = vtk.vtkWindowToImageFilter()
+    grabber.SetInput(view.renderWindow())
+    grabber.ReadFrontBufferOff()
+    writer = vtk.vtkPNGWriter()
+    writer.SetInputConnection(grabber.GetOutputPort())
+    writer.WriteToMemoryOn()
+    writer.Write()
+    return vtk_to_numpy(writer.GetResult()).tobytes()
 
 
 # Order in the scene
@@ -578,7 +835,7 @@ def importing(inputNode, folderName: str):
     the subject hierarchy goes there. If the block raises, all nodes added in it and the folder are removed again.
 
     Args:
-        inputNode: the node whose subject-hierarchy parent the folder gets.
+        inputNode: the node whose subject-hierarchy parent the folder gets; None: the scene.
         folderName: the folder's name.
 
     Yields:
@@ -587,9 +844,10 @@ def importing(inputNode, folderName: str):
     scene = slicer.mrmlScene
     scene.SaveStateForUndo()
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    parentItem = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(inputNode))
-    if parentItem == hierarchy.GetInvalidItemID():
-        parentItem = hierarchy.GetSceneItemID()
+    parentItem = hierarchy.GetSceneItemID()
+    if inputNode is not None:
+        found = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(inputNode))
+        parentItem = parentItem if found == hierarchy.GetInvalidItemID() else found
     folderItem = hierarchy.CreateFolderItem(parentItem, hierarchy.GenerateUniqueItemName(folderName))
     added = []
 
@@ -627,6 +885,29 @@ def pythonInterpreter() -> str:
     path = shutil.which("PythonSlicer", path=str(folder)) or shutil.which("PythonSlicer")
     if path is None:
         raise InputError(f"PythonSlicer is missing in {folder}: install 3D Slicer again.")
+    return path
+
+
+@contextmanager
+def starting(importResults, onProgress=None, onFinished=None):
+    """A job as makeJob makes it, to be given its inputs and started inside the block; discarded if the block raises."""
+    job = makeJob(importResults, onProgress, onFinished)
+    try:
+        yield job
+    except BaseException:
+        job.discard()
+        raise
+
+
+def writeCT(job, volumeNode) -> Path:
+    """Write a CT for a job's command line.
+
+    Raises:
+        InputError: as volumeFromNode.
+    """
+    # .nii is not compressed: a CT is written in a second instead of ten.
+    path = job.folder / "ct.nii"
+    write_volume(path, volumeFromNode(volumeNode))
     return path
 
 

@@ -64,7 +64,7 @@ class Application:
         self.slicerHome = str(self._folder)
         self.temporaryPath = str(self._makeFolder("temporary"))
         self.cachePath = str(self._makeFolder("cache"))
-        self._startupCallbacks, self._modules = [], {}
+        self._startupCallbacks, self._modules, self._layoutManager = [], {}, None
         self._native = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["host"])
         self._logic = slicer.vtkSlicerApplicationLogic()
         self._writeInterpreter()
@@ -119,7 +119,7 @@ class Application:
                 if isinstance(module, slicer.qSlicerScriptedLoadableModule)]
 
     def layoutManager(self):
-        return None
+        return self._layoutManager
 
     def pythonConsole(self):
         return None
@@ -384,6 +384,19 @@ def unloadModule(name):
     sys.modules.pop(name, None)
 
 
+def openViews():
+    """Give the application a layout manager with views, as Slicer's main window does, until `clear()`."""
+    from host.layout import LayoutManager
+    slicer.app._layoutManager = LayoutManager()
+
+
+def closeViews():
+    """Take the views away."""
+    if slicer.app._layoutManager is not None:
+        slicer.app._layoutManager.close()
+        slicer.app._layoutManager = None
+
+
 def runSelfTest(name):
     """Run a module's Slicer self-test; raise what it raises, or AssertionError for errors that were only printed."""
     loadModule(name)
@@ -397,6 +410,7 @@ def clear():
     """Close the panels, empty the scene, forget errors and messages."""
     for module in slicer.app.scriptedModules():
         _closePanel(module)
+    closeViews()
     slicer.mrmlScene.Clear(0)
     process()
     slotErrors.clear()

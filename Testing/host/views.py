@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import slicer
 import vtk
-from PySide6 import QtCore, QtGui
+from PySide6 import QtCore, QtGui, QtWidgets
 from vtkmodules.util.numpy_support import vtk_to_numpy
 
 from host import qtcompat
 
 STAMP = "test host, not 3D Slicer"
-_SLICE_MANAGERS = ("vtkMRMLVolumeGlyphSliceDisplayableManager", "vtkMRMLModelSliceDisplayableManager",
+SLICE_MANAGERS = ("vtkMRMLVolumeGlyphSliceDisplayableManager", "vtkMRMLModelSliceDisplayableManager",
                    "vtkMRMLSegmentationsDisplayableManager2D", "vtkMRMLMarkupsDisplayableManager",
                    "vtkMRMLColorLegendDisplayableManager")
-_THREE_D_MANAGERS = ("vtkMRMLCameraDisplayableManager", "vtkMRMLViewDisplayableManager",
+THREE_D_MANAGERS = ("vtkMRMLCameraDisplayableManager", "vtkMRMLViewDisplayableManager",
                      "vtkMRMLModelDisplayableManager", "vtkMRMLSegmentationsDisplayableManager3D",
                      "vtkMRMLMarkupsDisplayableManager", "vtkMRMLColorLegendDisplayableManager")
 _LOOK_FROM = {"anterior": ((0, 1, 0), (0, 0, 1)), "posterior": ((0, -1, 0), (0, 0, 1)),
@@ -65,21 +65,10 @@ def sliceView(path, orientation="Axial", background=None, foreground=None, label
         sliceNode.UpdateMatrices()
         logic.UpdatePipeline()
 
-        window = _window(size)
-        window.SetNumberOfLayers(2)
-        image, overlay = vtk.vtkRenderer(), vtk.vtkRenderer()
-        overlay.SetLayer(1)
-        window.AddRenderer(image)
-        window.AddRenderer(overlay)
-        if background is not None or foreground is not None or label is not None:
-            mapper = vtk.vtkImageMapper()
-            mapper.SetInputConnection(logic.GetImageDataConnection())
-            mapper.SetColorWindow(255)
-            mapper.SetColorLevel(127.5)
-            actor = vtk.vtkActor2D()
-            actor.SetMapper(mapper)
-            image.AddViewProp(actor)
-        group = _managers(slicer.vtkMRMLSliceViewDisplayableManagerFactory, _SLICE_MANAGERS, overlay, sliceNode)
+        window, overlay, mapper = sliceWindow(size)
+        mapper.SetInputConnection(logic.GetImageDataConnection())
+        group = displayableManagers(slicer.vtkMRMLSliceViewDisplayableManagerFactory, SLICE_MANAGERS, overlay, sliceNode)
+        tellOfLegends()
         pixels = _render(window, group)
     return _save(pixels, path)
 
@@ -99,10 +88,11 @@ def threeDView(path, lookFrom="anterior", size=(400, 400), zoom=1.0):
         viewNode.SetLayoutName("TestHostView")
         viewNode.SetBoxVisible(False)
         viewNode.SetAxisLabelsVisible(False)
-        window = _window(size)
+        window = newWindow(size)
         renderer = vtk.vtkRenderer()
         window.AddRenderer(renderer)
-        group = _managers(slicer.vtkMRMLThreeDViewDisplayableManagerFactory, _THREE_D_MANAGERS, renderer, viewNode)
+        group = displayableManagers(slicer.vtkMRMLThreeDViewDisplayableManagerFactory, THREE_D_MANAGERS, renderer, viewNode)
+        tellOfLegends()
         camera = renderer.GetActiveCamera()
         direction, up = _LOOK_FROM[lookFrom]
         camera.SetFocalPoint(0, 0, 0)
@@ -118,6 +108,9 @@ def threeDView(path, lookFrom="anterior", size=(400, 400), zoom=1.0):
 def grab(widget, path):
     """Save a picture of a panel or any other widget; return its pixels without the stamp."""
     native = qtcompat.toNative(widget)
+    for _pass in range(2):  # texts that wrap find their height in the second one
+        native.resize(native.width(), max(native.height(), native.sizeHint().height()))
+        QtWidgets.QApplication.processEvents()
     image = native.grab().toImage().convertToFormat(QtGui.QImage.Format.Format_RGB888)
     rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
     return _save(rows[:, :3 * image.width()].reshape(image.height(), image.width(), 3).copy(), path)
@@ -137,7 +130,35 @@ def _temporaryNodes():
                 scene.RemoveNode(node)
 
 
-def _window(size):
+def sliceWindow(size):
+    """A window for slices: (window, renderer above the image for the overlays, mapper of the image)."""
+    window = newWindow(size)
+    window.SetNumberOfLayers(2)
+    image, overlay = vtk.vtkRenderer(), vtk.vtkRenderer()
+    overlay.SetLayer(1)
+    window.AddRenderer(image)
+    window.AddRenderer(overlay)
+    mapper = vtk.vtkImageMapper()
+    mapper.SetColorWindow(255)
+    mapper.SetColorLevel(127.5)
+    actor = vtk.vtkActor2D()
+    actor.SetMapper(mapper)
+    image.AddViewProp(actor)
+    return window, overlay, mapper
+
+
+def stampView(renderer):
+    """Write into a view that it is no 3D Slicer."""
+    words = vtk.vtkTextActor()
+    words.SetInput(STAMP)
+    words.SetPosition(4, 2)
+    words.GetTextProperty().SetFontSize(11)
+    words.GetTextProperty().SetColor(0.5, 0.5, 0.5)
+    renderer.AddViewProp(words)
+
+
+def newWindow(size):
+    """A window without a screen; width and height in pixels."""
     window = vtk.vtkRenderWindow()
     window.SetOffScreenRendering(1)
     window.SetMultiSamples(0)
@@ -147,7 +168,8 @@ def _window(size):
     return window
 
 
-def _managers(factoryClass, names, renderer, viewNode):
+def displayableManagers(factoryClass, names, renderer, viewNode):
+    """Slicer's displayable managers, by name, on a renderer; the group that keeps them alive."""
     factory = factoryClass.GetInstance()
     factory.SetMRMLApplicationLogic(slicer.app.applicationLogic())
     for name in names:
@@ -155,10 +177,13 @@ def _managers(factoryClass, names, renderer, viewNode):
             factory.RegisterDisplayableManager(name)
     group = factory.InstantiateDisplayableManagers(renderer)
     group.SetMRMLDisplayableNode(viewNode)
-    # The legends' manager learns of them only when they are added, and in Slicer the views are there before them.
+    return group
+
+
+def tellOfLegends():
+    """Legends' managers learn of them only when they are added, and in Slicer the views are there before them."""
     for legend in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
         slicer.mrmlScene.InvokeEvent(slicer.mrmlScene.NodeAddedEvent, legend)
-    return group
 
 
 def _render(window, group):

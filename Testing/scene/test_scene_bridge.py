@@ -407,3 +407,98 @@ def test_an_import_that_refuses_is_a_failed_job(monkeypatch, scene, output):
     with pytest.raises(RuntimeError, match="not a tibia"):
         job.finish(30)
     assert not job.folder.exists()
+
+
+def test_bounds_and_a_box_between_them(application, slicer):
+    from BoneReconstructionLib import scene
+    frame = np.array([[0, -2, 0, 5], [1, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1.0]])
+    array = np.zeros((6, 7, 8), dtype=np.uint8)
+    array[1:3, 2:6, 3:4] = 1
+    node = scene.volumeToNode(Volume(array, frame), "mask", "vtkMRMLLabelMapVolumeNode")
+    lower, upper = scene.boundsOf(node)
+    assert np.allclose(lower, (5 - 2 * 5.5, -7 + 2.5, 11 + 1.5)) and np.allclose(upper, (5 - 2 * 1.5, -7 + 3.5, 11 + 7.5))
+    roi = scene.addRoi(lower, upper, "box", (1.0, 0.0, 0.0))
+    bounds = [0.0] * 6
+    roi.GetRASBounds(bounds)
+    assert np.allclose(bounds, np.stack([lower, upper], 1).ravel())
+
+
+def test_a_folder_is_delivered_whole_and_overwrites_nothing(application, tmp_path):
+    from BoneReconstructionLib import scene
+    for expected in ("out", "out 2"):
+        with scene.newFolder(tmp_path, "out") as (partial, final):
+            (partial / "file").write_text(expected)
+            assert not final.exists()
+        assert final == tmp_path / expected and (final / "file").read_text() == expected
+    with pytest.raises(RuntimeError), scene.newFolder(tmp_path, "out") as (partial, _final):
+        (partial / "file").write_text("half")
+        raise RuntimeError
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out 2"}
+    with pytest.raises(InputError, match="cannot be written"), scene.newFolder(tmp_path / "missing", "out"):
+        pass
+
+
+def test_a_plane_keeps_centre_axes_and_size(application, slicer):
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.frames import rotation_about
+    from BoneReconstructionLib.markups import Markup
+    turn = rotation_about(np.array([0.6, 0.0, 0.8]), 0.7)
+    centre = np.array([10.0, -20.0, 30.0])
+    points = centre + np.array([[0, 0, 0], [15, 0, 0], [0, 40, 0]]) @ turn.T
+    node = scene.addMarkup(Markup("Coronal plane", "plane", points, (0.1, 0.2, 0.3)), "PREDICTED plane", "what it is")
+    assert np.allclose(node.GetCenterWorld(), centre) and np.allclose(node.GetSize(), (30, 80))
+    assert np.allclose(node.GetNormalWorld(), turn[:, 2]) and node.GetDescription() == "what it is"
+    assert node.GetLocked() and not node.GetDisplayNode().GetVisibility()
+
+
+def test_nodes_know_their_patient(application, slicer):
+    from BoneReconstructionLib import scene
+    nodes = [scene.volumeToNode(Volume(np.zeros((2, 2, 2), np.int16), np.eye(4)), name) for name in "abc"]
+    hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
+    for node, name in zip(nodes[:2], ("One", "Two")):
+        folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), name)
+        hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), folder)
+        assert scene.patientIdentity(node) == {}
+        scene.makePatient(folder)
+    assert scene.patientIdentity(nodes[0]) == {"name": "One"}
+    assert scene.ofDifferentPatients(nodes[0], nodes[1])
+    assert not scene.ofDifferentPatients(nodes[0], nodes[0]) and not scene.ofDifferentPatients(nodes[0], nodes[2])
+
+
+def test_a_heatmap_shows_another_array_without_sign(application, slicer):
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.surfaces import Surface
+    triangle = Surface(np.eye(3) * 10, np.array([[0, 1, 2]]))
+    scalars = {"distance": np.array([-1.0, 0.0, 1.0]), "deviation": np.array([0.2, 1.0, np.nan])}
+    model = scene.surfaceToModel(triangle, "bone", (1, 1, 1), scalars=scalars)
+    colors = scene.addHeatmap(model, "distance", 2.0, "distance (mm)")
+    display, legend = model.GetDisplayNode(), slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(model)
+    assert display.GetActiveScalarName() == "distance" and display.GetScalarRange() == (-2.0, 2.0)
+    assert scene.hasScalars(model, "deviation") and not scene.hasScalars(model, "height")
+    scene.setHeatmap(model, "deviation", 3.0, "deviation (mm)", signed=False)
+    assert display.GetActiveScalarName() == "deviation" and display.GetScalarRange() == (0.0, 3.0)
+    assert legend.GetTitleText() == "deviation (mm)" and display.GetColorNode() is colors
+    lightness = [sum(colors.GetColorTransferFunction().GetColor(value)) for value in (0.0, 1.5, 3.0)]
+    assert lightness == sorted(lightness, reverse=True)
+
+
+def test_a_models_surface_with_and_without_its_transform(application, slicer):
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.surfaces import Surface
+    model = scene.surfaceToModel(Surface(np.eye(3) * 10, np.array([[0, 1, 2]])), "bone", (1, 1, 1))
+    motion = np.eye(4)
+    motion[:3, 3] = 1, 2, 3
+    model.SetAndObserveTransformNodeID(scene.addTransform(motion, "motion").GetID())
+    here, there = scene.surfaceFromModel(model, inWorld=False), scene.surfaceFromModel(model)
+    assert np.allclose(here.vertices, np.eye(3) * 10) and np.allclose(there.vertices, np.eye(3) * 10 + (1, 2, 3))
+
+
+def test_a_job_that_cannot_be_given_its_inputs_leaves_nothing(application, slicer):
+    from pathlib import Path
+
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.errors import InputError
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing")
+    with pytest.raises(InputError, match="no image"), scene.starting(None) as job:
+        scene.writeCT(job, empty)
+    assert not list(Path(slicer.app.temporaryPath).iterdir())

@@ -94,3 +94,19 @@ def test_thin_fragments_keep_their_shape():
     points, matrix = grid()
     plate = (np.abs(points[..., 2]) < 2.2) & (np.hypot(points[..., 0], points[..., 1]) < 20)
     assert volume_mm3(fragment_surface(Volume(plate, matrix))) == pytest.approx(plate.sum() * 0.9 * 1.1 * 1.4, rel=0.05)
+
+
+@pytest.mark.parametrize("seen_in", ["ct", "shape"])
+def test_a_mask_tells_fragments_apart_that_hang_together_behind_it(seen_in):
+    """Two rods grown together across most of their width: no shaving severs them, the mask and the CT do."""
+    points, matrix = grid()
+    bone, line = rod(points, -30, 40), points[..., 2] - 0.3 * points[..., 0]
+    apart = (np.abs(line) < 0.6) & (points[..., 0] < -5)
+    bone &= ~apart
+    ct = Volume(np.where(bone, np.where(np.abs(line) < 1.2, 950.0, 1100.0), 60.0), matrix) if seen_in == "ct" else None
+    mask = Volume(np.abs(points[..., 2]) < 12, matrix)
+    assert len(split(Volume(bone, matrix), ct).volumes_ml) == 1
+    found = split(Volume(bone, matrix), ct, mask)
+    assert len(found.volumes_ml) == 2
+    assert (found.labels.array[bone & (line > 2)] == 1).mean() > 0.97
+    assert (found.labels.array[bone & (line < -2)] == 2).mean() > 0.97

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from test_virtualpatients import patients
 from tibiae import landmarks
 
@@ -10,6 +11,7 @@ from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import is_closed, volume_mm3
+from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
 from BoneReconstructionLib.volumes import check_geometry, read_mask, read_volume
 from TibiaCompletionLib.case import make_case
 from TibiaCompletionLib.sidedness import detect_side
@@ -92,6 +94,39 @@ def test_the_whole_leg_is_in_the_scan(legs):
     for leg in legs.values():
         place = leg.truth.vertices @ leg.ct.ras_to_ijk[:3, :3].T + leg.ct.ras_to_ijk[:3, 3]
         assert (place > 2).all() and (place < np.array(leg.ct.shape[::-1]) - 3).all()
+
+
+@pytest.fixture(scope="module")
+def broken(coarse):
+    return {kind: sample.make_sample(patients(), 3, "right", kind) for kind in ("spiral", "plateau-split")}
+
+
+def test_displaced_fragments_lie_in_ct_and_segment_alike(broken):
+    for leg in broken.values():
+        whole = voxelize(leg.truth, leg.ct.shape, leg.ct.ijk_to_ras).array
+        moved = leg.tibia.array & ~whole
+        assert moved.sum() > 0.01 * whole.sum()
+        deep = ndimage.binary_erosion(leg.tibia.array)
+        assert np.median(leg.ct.array[deep & moved]) > 150  # bone is in the CT where the segment says so
+        assert dice(leg.tibia.array, whole) < 0.99
+        assert (leg.fracture.array & leg.tibia.array).any()
+
+
+def test_a_plateau_fracture_leaves_the_ankle_alone(broken):
+    leg = broken["plateau-split"]
+    height = np.argwhere(leg.fracture.array)[:, 0]
+    whole = np.flatnonzero(voxelize(leg.truth, leg.ct.shape, leg.ct.ijk_to_ras).array.any((1, 2)))
+    assert height.min() > whole[0] + 0.6 * np.ptp(whole)
+
+
+def test_the_other_leg_is_of_the_other_side_and_alike_but_not_equal(legs):
+    places = TibiaLandmarks(patients().priors["tibia"].mean, patients().priors["tibia"].faces)
+    for side, other in (("left", "right"), ("right", "left")):
+        own = places.measurements(legs[side].truth.vertices, side)
+        across = places.measurements(legs[side].other_tibia.vertices, other)
+        assert np.sign(legs[side].other_tibia.vertices[:, 0].mean()) == -np.sign(legs[side].truth.vertices[:, 0].mean())
+        for name, limit in (("length", 12.0), ("torsion", 8.0)):
+            assert 0 < abs(own[name].value - across[name].value) < limit
 
 
 def test_the_sample_can_be_completed_and_its_side_is_seen(legs):

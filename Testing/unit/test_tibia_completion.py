@@ -27,6 +27,7 @@ from BoneReconstructionLib.modelzoo import find_model
 from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, is_closed, volume_mm3
+from BoneReconstructionLib.tibiameasurements import DEFINITIONS
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.volumes import Volume, crop, read_geometry, read_mask, read_volume, write_volume
 from TibiaCompletionLib.case import make_case
@@ -454,7 +455,7 @@ def test_the_mesh_goes_on_when_asked_for(cut_knee, whole_knee):
     assert len(predicted.vertices) == len(tibia_prior().mean)
     assert np.ptp(one.heights(predicted.vertices)) == pytest.approx(np.ptp(one.heights(one.truth.vertices)), rel=0.08)
     assert result["metrics"]["volume"]["value"] > 1.3 * cut_knee[2]["metrics"]["volume"]["value"]
-    assert set(result["intervals_95"]) == {"length", "torsion"}
+    assert set(result["intervals_95"]) == set(DEFINITIONS)
     assert result["intervals_95"]["length"] > 5
     assert any("labelmap ends where the scan ends" in warning for warning in result["warnings"])
     assert any("length of the bone is not shown" in warning for warning in result["warnings"])

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.comparison import read_bone
 from BoneReconstructionLib.distances import SurfaceLocator
@@ -24,7 +25,7 @@ from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_areas, volume_mm3
-from BoneReconstructionLib.tibiameasurements import PUBLISHED, TibiaLandmarks
+from BoneReconstructionLib.tibiameasurements import DEFINITIONS, TibiaLandmarks
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.volumes import (
     check_memory,
@@ -36,7 +37,16 @@ from BoneReconstructionLib.volumes import (
     write_volume,
 )
 from TibiaCompletionLib.case import NEIGHBOURS, beyond_cuts, check_visible_length, make_case
-from TibiaCompletionLib.plausibility import MODEL_ID, check_other_tibia, leak_warnings, leaks, metal_warnings
+from TibiaCompletionLib.confidence import joint_warnings
+from TibiaCompletionLib.measuring import GEOMETRY, MARKUPS, TABLE, write_measurements
+from TibiaCompletionLib.plausibility import (
+    MODEL_ID,
+    check_other_tibia,
+    leak_warnings,
+    leaks,
+    metal_warnings,
+    unusual_warnings,
+)
 from TibiaCompletionLib.scanend import beyond_scan_mm, cut_at_scan_end
 from TibiaCompletionLib.sidedness import detect_side, named_side
 
@@ -67,16 +77,22 @@ METHODS = {
         "Registers the mean tibia to the visible bone by rotation, translation and size alone: the paper's baseline.",
         "TibiaCompletionLib.shapecompletion:complete_by_prototype",
     ),
+    "stn-masked": Method(
+        "Mask-robust STN",
+        "Lays the mean tibia on the visible bone by the paper's mask-robust spatial transformer, refined on its voxels.",
+        "TibiaCompletionLib.registration.inference:complete_by_refined_stn",
+    ),
 }
 DEFAULT_METHOD = "shape-prior"
 STAGES = {"reading": 4, "finding the pose": 2, "completing": 8, "writing": 3}
 DISTANCE_ARRAY = "DistanceToVisibleBone_mm"
+SIGMA_ARRAY = "StandardDeviation_mm"
 SIGN = "positive: the predicted bone lies outside the visible bone"
 UNCERTAIN = {"length": 5.0, "torsion": 8.0}  # half widths of a 95 % interval, mm and degrees, from which on to warn
 BEYOND_SCAN_MM = 1.0  # a bone that reaches less beyond the scan is not worth a word
 WORKING_BYTES_PER_VOXEL = 10  # masks on the CT's grid, their copies and the labelmap that is written
 SETTINGS = ("side", "method", "fixed_piece", "beyond_scan", "accept_side")
-FILES = ("tibia.nii.gz", "tibia.ply", "tibia.vtp", "distances.csv", "result.json")
+FILES = ("tibia.nii.gz", "tibia.ply", "tibia.vtp", "distances.csv", TABLE, GEOMETRY, MARKUPS, "result.json")
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,8 @@ def predict(case, side="auto", method=DEFAULT_METHOD, report=lambda stage, fract
     check_visible_length(case.visible(side).surface.vertices[case.trusted], axis)
     if case.other_tibia is not None:
         check_other_tibia(case.other_tibia, side)
-    if not warnings:  # beside a bone of the other side every ridge would be a leak
+    if not warnings:  # a bone of the other side is unlike, and beside it every ridge would be a leak
+        warnings += unusual_warnings(found)
         leaked = leaks(case, side, found.surface, found.motions)
         warnings += leak_warnings(leaked)
         if leaked.vertices.any():
@@ -152,7 +169,8 @@ def complete_tibia(request, folder, report):
     Args:
         request: a `CompletionRequest`.
         folder: where tibia.nii.gz (labelmap, the CT's geometry), tibia.ply (LPS mm), tibia.vtp (with the distance to
-            the visible bone, NaN where it is masked or cut), distances.csv and result.json go.
+            the visible bone, NaN where it is masked or cut, and the standard deviation of the prediction), distances.csv,
+            the files of `measuring.write_measurements` and result.json go.
         report: called with (stage, fraction).
 
     Returns:
@@ -194,16 +212,19 @@ def complete_tibia(request, folder, report):
     given_side = named_side(request.tibia) or "auto" if request.side == "auto" else request.side
     side, completion, notes = predict(case, given_side, request.method, report, request.accept_side)
     warnings += notes
-    predicted = transformed(completion.surface, side_to_right(side))
+    predicted = whole = transformed(completion.surface, side_to_right(side))
     beyond = beyond_scan_mm(predicted.vertices, shape, ijk_to_ras)
     capped = np.zeros(len(beyond), dtype=bool)
     ends_at_scan = bool(beyond.max() > 0 and not request.beyond_scan)
     if beyond.max() > BEYOND_SCAN_MM:
         warnings.append(scan_end_warning(beyond.max(), request.beyond_scan))
+    sigma = completion.sigma_mm
     if ends_at_scan:
         completion = without_unseen_ends(completion, beyond > 0)
-        predicted, capped = cut_at_scan_end(predicted, shape, ijk_to_ras)
-    warnings += cautions(case, completion)
+        predicted, capped = cut_at_scan_end(whole, shape, ijk_to_ras)
+        if sigma is not None:
+            sigma = sigma[cKDTree(whole.vertices).query(predicted.vertices)[1]]
+    warnings += cautions(case, completion, ends_at_scan & (beyond > 0))
     report("writing", 0.0)
     labelmap = voxelize(predicted, shape, ijk_to_ras)
     write_volume(folder / "tibia.nii.gz", labelmap)
@@ -212,13 +233,19 @@ def complete_tibia(request, folder, report):
     distance = distance_to_visible(predicted, visible, completion.trusted)
     distance[capped] = np.nan
     write_surface(folder / "tibia.ply", predicted)
-    write_surface(folder / "tibia.vtp", predicted, {DISTANCE_ARRAY: distance})
-    metrics = measure(predicted, distance, capped)
+    arrays = {DISTANCE_ARRAY: distance} | ({} if sigma is None else {SIGMA_ARRAY: sigma})
+    write_surface(folder / "tibia.vtp", predicted, arrays)
+    if completion.measured:
+        prior = load_prior(MODEL_ID, "tibia")
+        widths = {name: width for name, (_, width) in completion.measured.items()}
+        landmarks = TibiaLandmarks(prior.mean, prior.faces)
+        write_measurements(folder, side, landmarks.measurements(whole.vertices, side, widths))
+    metrics = measure(predicted, distance, capped, sigma)
     if completion.motions is None:
         overlap = dice(labelmap.array & ~hidden, tibia.array & ~hidden)
         metrics["dice_visible"] = (overlap, "1", "Dice of predicted and segmented tibia outside the fracture mask")
     for name, (value, width) in completion.measured.items():
-        unit = PUBLISHED[name].unit
+        unit = DEFINITIONS[name].unit
         metrics[name] = (value, unit, f"of the predicted tibia; 95 % interval +/- {width:.2g} {unit}")
     with open(folder / "distances.csv", "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
@@ -284,8 +311,14 @@ def without_unseen_ends(completion, beyond):
     return completion if seen else replace(completion, measured={})
 
 
-def cautions(case, completion):
-    """Sentences about what the visible bone leaves open."""
+def cautions(case, completion, left_out):
+    """Sentences about what the visible bone leaves open.
+
+    Args:
+        case: a `TibiaCase`.
+        completion: its `Completion`.
+        left_out: (n,) bool, vertices of the whole bone that are not part of the result.
+    """
     sentences = []
     if completion.motions is not None:
         sentences.append(
@@ -293,9 +326,13 @@ def cautions(case, completion):
             "to lie where it belongs and the others were moved to their places."
         )
     for name, (_, width) in completion.measured.items():
-        if width > UNCERTAIN[name]:
-            unit = PUBLISHED[name].unit
+        if width > UNCERTAIN.get(name, np.inf):
+            unit = DEFINITIONS[name].unit
             sentences.append(f"The {name} of the bone is not shown by what is visible: +/- {width:.0f} {unit} (95 %).")
+    if completion.sigma_mm is not None:
+        tibia = load_prior(MODEL_ID, "tibia")
+        sigma = np.where(left_out, 0.0, completion.sigma_mm)
+        sentences += joint_warnings(sigma, TibiaLandmarks(tibia.mean, tibia.faces))
     return sentences
 
 
@@ -334,19 +371,28 @@ def distance_to_visible(predicted, visible, trusted):
     return distance
 
 
-def measure(predicted, distance, capped):
+def measure(predicted, distance, capped, sigma=None):
     """Figures of one prediction: {name: (value, unit, definition)}.
 
     Args:
         predicted: the predicted bone, mm.
         distance: (n,) as by `distance_to_visible`.
         capped: (n,) bool, vertices where the bone was cut off at the scan's end; the caps are no bone's surface.
+        sigma: (n,) standard deviation of each vertex, mm; None where the method knows none.
     """
     seen = np.isfinite(distance)
     apart = np.abs(distance[seen])
     weight = vertex_areas(Surface(predicted.vertices, predicted.faces[~capped[predicted.faces].all(1)]))
     shown = weight[seen] / weight[seen].sum()
-    return {
+    unseen = weight * ~seen
+    deviation = {}
+    if sigma is not None and unseen.any():
+        deviation["unseen_deviation"] = (
+            float(np.sqrt(unseen @ sigma**2 / unseen.sum())),
+            "mm",
+            "standard deviation of the predicted surface along its normals where no visible bone supports it, RMS",
+        )
+    return deviation | {
         "mean_distance": (
             float(shown @ apart),
             "mm",

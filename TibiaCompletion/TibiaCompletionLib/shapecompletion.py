@@ -36,7 +36,6 @@ REFINING_NOISE_MM = (0.8, 0.5, 0.4, 0.3, 0.3, 0.3)
 LEAST_KNOWN = 0.5
 KNEE_GAP_MM = (3.5, 1.5)  # mean, standard deviation
 ANKLE_GAP_MM = (2.3, 1.0)
-REPORTED = ("length", "torsion")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +129,7 @@ def complete_by_prior(case, side, matrix, report):
     report(0.9)
     values = landmarks.measure(completed.surface.vertices)
     widths = intervals(prior, fitted, landmarks.measure)
-    figures = {name: (values[name], widths[name]) for name in REPORTED}
+    figures = {name: (values[name], widths[name]) for name in values}
     sigma = deviations(prior, fitted, completed.surface, shown)
     completion = _completion(tibia, replace(completed, matrix=completed.matrix @ size))
     motions = fitted.motions if displaced else None

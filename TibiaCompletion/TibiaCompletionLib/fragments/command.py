@@ -15,6 +15,7 @@ from BoneReconstructionLib.volumes import Volume, read_geometry, read_masks, rea
 from TibiaCompletionLib.fragments.assessment import FIGURES
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.results import SPLIT, TABLE, TARGET, write_reduction
+from TibiaCompletionLib.fragments.splitcommand import add_fracture_argument, read_fracture
 from TibiaCompletionLib.fragments.splitting import fragment_surface, split
 from TibiaCompletionLib.fragments.target import make_target
 
@@ -27,7 +28,7 @@ OVERLAP_MM = 1.0
 CHECKED_VOXELS = 1000
 
 
-def reduce_fragments(ct, fragments, completion, folder, report):
+def reduce_fragments(ct, fragments, completion, folder, report, fracture=None):
     """Reduce fragments and write their files into an empty folder.
 
     Args:
@@ -37,6 +38,7 @@ def reduce_fragments(ct, fragments, completion, folder, report):
         folder: where the files of `results.write_reduction`, fragments.nii.gz where the bone was split, and
             result.json go.
         report: called with (stage, fraction).
+        fracture: FILE[:LABEL|SEGMENT] of the coarse mask of the fracture, by which a whole bone is split, or None.
 
     Returns:
         The contents of result.json.
@@ -56,7 +58,7 @@ def reduce_fragments(ct, fragments, completion, folder, report):
         (mask,) = masks.values()
         image = read_volume(ct)
         report("telling the fragments apart", 0.0)
-        found = split(resample(mask, shape, ijk_to_ras, "antialiased"), image)
+        found = split(resample(mask, shape, ijk_to_ras, "antialiased"), image, read_fracture(fracture, image))
         crumbs, labels = found.crumbs, found.labels
         masks = {f"Fragment {n}": Volume(labels.array == n, ijk_to_ras) for n in range(1, len(found.volumes_ml) + 1)}
         write_volume(folder / SPLIT, labels)
@@ -78,7 +80,7 @@ def reduce_fragments(ct, fragments, completion, folder, report):
     records = write_reduction(folder, list(masks), reduction)
     result = {
         "version": VERSION,
-        "inputs": {"ct": ct, "fragments": fragments, "completion": completion},
+        "inputs": {"ct": ct, "fragments": fragments, "fracture": fracture, "completion": completion},
         "side": side,
         "axes_from_ras": target.axes_from_ras.tolist(),
         "definitions": {name: f"{figure.text} ({figure.unit})" for name, figure in FIGURES.items()},
@@ -150,6 +152,7 @@ def add_arguments(parser):
         help="segmentation or labelmap with one segment or label for each fragment, or with the broken bone as one "
         "segment, whose fragments are then told apart",
     )
+    add_fracture_argument(parser)
     parser.add_argument("--completion", required=True, metavar="DIR", help="output folder of complete-tibia")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
 
@@ -158,6 +161,8 @@ def run(arguments):
     """Run `bonerecon reduce-fragments`."""
     progress = Progress(STAGES)
     with OutputFolder(arguments.output, FILES) as folder:
-        result = reduce_fragments(arguments.ct, arguments.fragments, arguments.completion, folder, progress.report)
+        result = reduce_fragments(
+            arguments.ct, arguments.fragments, arguments.completion, folder, progress.report, arguments.fracture
+        )
     for warning in result["warnings"]:
         print(f"Warning: {warning}")

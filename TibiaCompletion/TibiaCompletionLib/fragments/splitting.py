@@ -2,12 +2,15 @@
 
 Fragments that are apart are told apart by the gap between them. Where they touch, in a few places or along a crack that
 is thinner than a voxel here and there, they hang together by necks that are thin beside the fragments themselves:
-shaving the bone severs them. What comes out is a proposal, to be corrected in the Segment Editor.
+shaving the bone severs them. Where a coarse mask of the fracture is known, what it leaves unmasked tells the main
+fragments, and bone that still hangs together behind it is parted along the darkest way. What comes out is a proposal,
+to be corrected in the Segment Editor.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from BoneReconstructionLib.meshing import decimate, mask_surface
@@ -45,12 +48,13 @@ class Split:
     crumbs: tuple[tuple[float, np.ndarray], ...]
 
 
-def split(bone, ct=None):
+def split(bone, ct=None, fracture=None):
     """Tell the fragments of a segmented bone apart.
 
     Args:
         bone: bool volume of the segmented bone, solid, not empty.
         ct: HU on the same grid; shows cracks that the segmentation has closed. None: by the segmentation alone.
+        fracture: bool volume on the same grid, the coarse mask of the fracture; None: not known.
 
     Returns:
         Split.
@@ -65,6 +69,10 @@ def split(bone, ct=None):
     parts[solid] = 1
     for shaved in SHAVED_MM:
         parts = _severed(parts, depth, shaved, voxel_ml)
+    if fracture is not None:
+        shown = box.array & ~crop(fracture, lower - 1, upper + 1).array
+        relief = -depth if ct is None else -_smooth(crop(ct, lower - 1, upper + 1))
+        parts = _parted(parts, shown, relief, voxel_ml)
     # Bone that was shaved off belongs to what is nearest of its own piece.
     pieces = ndimage.label(box.array)[0]
     nearest = ndimage.distance_transform_edt(parts == 0, spacing, return_distances=False, return_indices=True)
@@ -94,10 +102,14 @@ def fragment_surface(mask):
 
 def _cracks(ct):
     """(K, J, I) bool: dark sheets between brighter bone."""
-    smooth = ndimage.gaussian_filter(ct.array.astype(np.float32), SMOOTHING_VOXELS, truncate=3.0)
+    smooth = _smooth(ct)
     size = tuple(2 * np.ceil(CRACK_MM / 2 / ct.spacing[::-1]).astype(int) + 1)
     closed = ndimage.minimum_filter(ndimage.maximum_filter(smooth, size), size)
     return closed - smooth > CRACK_HU
+
+
+def _smooth(ct):
+    return ndimage.gaussian_filter(ct.array.astype(np.float32), SMOOTHING_VOXELS, truncate=3.0)
 
 
 def _severed(parts, depth, shaved, voxel_ml):
@@ -121,6 +133,36 @@ def _severed(parts, depth, shaved, voxel_ml):
     fresh = np.flatnonzero(large & broken[owner])
     number[fresh] = parts.max() + 1 + np.arange(len(fresh))
     return np.where(inside & (number[cores] > 0), number[cores], kept)
+
+
+def _parted(parts, shown, relief, voxel_ml):
+    """Parts (K, J, I) with those told apart of which several large pieces lie outside the mask, see `split`.
+
+    Args:
+        parts: numbered from 1.
+        shown: (K, J, I) bool, bone outside the mask.
+        relief: (K, J, I), lower inside fragments than between them.
+        voxel_ml: volume of a voxel.
+    """
+    cores, count = ndimage.label(shown & (parts > 0))
+    volume = np.bincount(cores.ravel(), minlength=count + 1) * voxel_ml
+    owner = np.zeros(count + 1, dtype=parts.dtype)
+    owner[cores[cores > 0]] = parts[cores > 0]
+    large = np.flatnonzero((volume >= SMALLEST_ML) & (np.arange(count + 1) > 0))
+    several = np.flatnonzero(np.bincount(owner[large], minlength=parts.max() + 1) > 1)
+    parts = parts.copy()
+    for part in several:
+        own = large[owner[large] == part]
+        number = np.zeros(count + 1, dtype=np.uint16)
+        number[own] = 1 + np.arange(len(own))
+        inside = parts == part
+        walled = np.where(inside, relief, relief.max() + 1).astype(np.float32)
+        flooded = sitk.MorphologicalWatershedFromMarkers(
+            sitk.GetImageFromArray(walled), sitk.GetImageFromArray(number[cores] * inside), markWatershedLine=False
+        )
+        found = sitk.GetArrayViewFromImage(flooded)[inside].astype(parts.dtype)
+        parts[inside] = np.where(found > 1, parts.max() + found - 1, part)
+    return parts
 
 
 def _sorted(labels, mask, bone, lower, voxel_ml):
