@@ -26,9 +26,37 @@ _COMMANDS = {
         "TibiaCompletionLib.tibiafinding",
         "find and segment the tibiae in a CT",
     ),
+    "suggest-mask": (
+        "TibiaCompletionLib.masksuggestion",
+        "propose a fracture mask for a segmented broken tibia",
+    ),
+    "split-fragments": (
+        "TibiaCompletionLib.fragments.splitcommand",
+        "tell the fragments of a segmented broken tibia apart",
+    ),
+    "reduce-fragments": (
+        "TibiaCompletionLib.fragments.command",
+        "bring the fragments of a broken tibia to their places on the predicted bone",
+    ),
+    "measure-tibia": (
+        "TibiaCompletionLib.measuring",
+        "measure length, angles and torsion of a whole tibia",
+    ),
+    "reconstruct-knee": (
+        "BiplanarReconLib.kneereconstruction",
+        "reconstruct the bones of a knee from a frontal and a lateral X-ray",
+    ),
     "compare": (
         "BoneReconstructionLib.comparison",
         "measure how far two bones differ",
+    ),
+    "simulate-xrays": (
+        "BiplanarReconLib.simulation",
+        "make a frontal and a lateral X-ray of a CT",
+    ),
+    "make-knee": (
+        "BiplanarReconLib.sampleknee",
+        "write the CT of a virtual knee with its true bones",
     ),
     "make-sample": (
         "BoneReconstructionLib.sample",
@@ -42,13 +70,41 @@ _COMMANDS = {
         "TibiaCompletionLib.evaluation.table1",
         "make table 1 of the masked tibia completion paper",
     ),
+    "evaluate registration": (
+        "TibiaCompletionLib.registration.evaluation",
+        "measure the mask-robust STN against known poses of the mean tibia",
+    ),
+    "evaluate confidence": (
+        "TibiaCompletionLib.evaluation.confidence",
+        "calibrate and measure the standard deviations of completed tibiae",
+    ),
+    "evaluate other-leg": (
+        "TibiaCompletionLib.evaluation.otherleg",
+        "measure what the other leg is worth, on virtual people",
+    ),
+    "evaluate fragments": (
+        "TibiaCompletionLib.evaluation.fragments",
+        "measure how near reduced fragments come to their true places",
+    ),
     "evaluate finding": (
         "TibiaCompletionLib.evaluation.finding",
         "measure how well tibiae are found in CTs of real people's legs",
     ),
+    "evaluate knee": (
+        "BiplanarReconLib.evaluation.knee",
+        "measure knees reconstructed from X-rays made of real people's bones",
+    ),
+    "evaluate geometry": (
+        "BiplanarReconLib.evaluation.geometryerror",
+        "measure what a wrong geometry of the X-rays does to reconstructed knees",
+    ),
     "train prior": (
         "BoneReconstructionLib.priortraining",
         "learn the shape prior of tibia and fibula from bone meshes",
+    ),
+    "train knee-prior": (
+        "BoneReconstructionLib.kneepriortraining",
+        "learn the shape prior of the knee's four bones from bone meshes",
     ),
     "train tibia": (
         "TibiaCompletionLib.training",

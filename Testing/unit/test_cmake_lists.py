@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("BoneReconstruction", "TibiaCompletion")
+MODULES = ("BoneReconstruction", "TibiaCompletion", "BiplanarRecon")
 
 
 def listed(module, variable):
@@ -72,7 +72,8 @@ def test_only_keywords_that_the_build_macro_knows_are_used(module):
 
 @pytest.mark.parametrize("icon", ("Resources/BoneReconstructionExtension.png",
                                   "BoneReconstruction/Resources/Icons/BoneReconstruction.png",
-                                  "TibiaCompletion/Resources/Icons/TibiaCompletion.png"))
+                                  "TibiaCompletion/Resources/Icons/TibiaCompletion.png",
+                                  "BiplanarRecon/Resources/Icons/BiplanarRecon.png"))
 def test_icons_are_128_pixels_square(icon):
     header = (ROOT / icon).read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
