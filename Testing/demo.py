@@ -1,4 +1,4 @@
-"""The demo, which is the README's tutorial: two virtual patients' broken tibiae completed, in the test host.
+"""The demo, which is the README's tutorials, in the test host: two broken tibiae completed, a knee from two X-rays.
 
 Run by `python3 Testing/run.py demo`. Leaves in its output folder pictures of the panels and views, the exported
 predictions with their reports, the comparison with the truth, and a scene that it has loaded again.
@@ -69,6 +69,13 @@ def complete(name):
     press_and_wait(panel)
     say(f"{name} completed")
     return panel, nodes
+
+
+def clear():
+    """Close panels, views and scene, unless something went wrong in them."""
+    if application.slotErrors:
+        raise RuntimeError("\n".join(application.slotErrors))
+    application.clear()
 
 
 def choose(selector, text):
@@ -152,6 +159,32 @@ def compare(folder, panel, truth):
     scene.tableToCsv(panel.logic.getParameterNode().resultTable, folder / "comparison.csv")
 
 
+def knee_from_xrays(folder):
+    """The biplanar module's main job: a virtual knee out of its two X-rays."""
+    import SampleData
+
+    from BoneReconstructionLib import scene
+
+    application.loadModule("BiplanarRecon")
+    nodes = SampleData.downloadSamples("KneeBiplanarXrays")
+    if not nodes:
+        raise RuntimeError(application.messages[-1][1])
+    say("KneeBiplanarXrays made")
+    panel = application.openModule("BiplanarRecon")
+    application.openViews()
+    parameters = panel.logic.getParameterNode()
+    parameters.frontal, parameters.lateral = nodes[:2]
+    choose(panel.ui.sideSelector, "Right knee")
+    press_and_wait(panel)
+    say("knee reconstructed from two X-rays")
+    picture(folder / "KneeXrays.png", panel.ui.bothButton, ("Red", "Green", 0))
+    views.grab(panel.parent, folder / "biplanar-panel.png")
+    scene.tableToCsv(parameters.resultTable, folder / "knee.csv")
+    for row in scene.tableRows(parameters.resultTable):
+        say(", ".join(map(str, row)))
+    clear()
+
+
 def save_and_reload(path):
     """Save the scene, load it into an empty one and check that the results are there."""
     import slicer
@@ -161,7 +194,7 @@ def save_and_reload(path):
     ]
     if not slicer.util.saveScene(str(path)):
         raise RuntimeError("The scene was not saved.")
-    application.clear()
+    clear()
     slicer.util.loadScene(str(path))
     loaded = sorted(node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLDisplayableNode"))
     missing = set(names) - set(loaded)
@@ -196,12 +229,11 @@ def main():
     export(folder, panel)
     compare(folder, panel, nodes["true healthy tibia"])
     save_and_reload(folder / "scene.mrb")
-    application.clear()
+    clear()
+    knee_from_xrays(folder)
     random_legs(folder / "RandomLegs.png")
     nine_fractures(folder / "Fractures.png")
     say("random legs and fractures pictured")
-    if application.slotErrors:
-        raise RuntimeError("\n".join(application.slotErrors))
     print((folder / "comparison.csv").read_text(encoding="utf-8"))
     print(f"Pictures, exports, tables and scene: {folder}")
 

@@ -78,7 +78,7 @@ def process_environment():
 
 def script_environment():
     """Return the environment of scripts, which pytest's configuration does not tell where the packages are."""
-    folders = [os.path.join(ROOT, name) for name in ("BoneReconstruction", "TibiaCompletion", "Testing")]
+    folders = [os.path.join(ROOT, name) for name in ("BoneReconstruction", "TibiaCompletion", "BiplanarRecon", "Testing")]
     return dict(process_environment(), PYTHONPATH=os.pathsep.join(folders))
 
 
