@@ -1,0 +1,146 @@
+"""Running the cases of an evaluation in parallel processes, and writing its figures as CSV."""
+
+import csv
+import math
+import multiprocessing
+import os
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from BoneReconstructionLib.errors import InputError
+
+# One thread of numerical libraries for each process: two that share two cores would only wait for each other.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+DECIMALS = 3
+
+
+class ProcessEnded(Exception):
+    """A case's process ended without a word, twice."""
+
+    def __init__(self):
+        super().__init__("its process ended, perhaps for lack of memory")
+
+
+def outcomes_of(tasks, jobs, work):
+    """Run tasks in parallel processes; one that fails does not keep the others from going on.
+
+    When a process dies, the tasks under way are run once more, each alone in a new one: only those that end it again
+    have failed.
+
+    Args:
+        tasks: list of tuples, the arguments of `work`.
+        jobs: number of processes.
+        work: a function of a module, which the processes import.
+
+    Yields:
+        (number of the task, what `work` returned or the exception that it raised), as they are done.
+    """
+    waiting = list(range(len(tasks)))[::-1]
+    with _single_threaded():
+        while waiting:
+            running = {}
+            with _pool(jobs) as pool:
+                try:
+                    while waiting or running:
+                        while waiting and len(running) < jobs:
+                            running[pool.submit(_tried, work, *tasks[waiting[-1]])] = waiting[-1]
+                            waiting.pop()
+                        for future in wait(running, return_when=FIRST_COMPLETED).done:
+                            outcome = future.result()
+                            yield running.pop(future), outcome
+                except BrokenProcessPool:
+                    pass
+            for number in running.values():
+                with _pool(1) as pool:
+                    try:
+                        outcome = pool.submit(_tried, work, *tasks[number]).result()
+                    except BrokenProcessPool:
+                        outcome = ProcessEnded()
+                yield number, outcome
+
+
+def reason(error):
+    """Why a case failed, in one line: an `InputError` speaks for itself."""
+    return str(error) if isinstance(error, (InputError, ProcessEnded)) else f"{type(error).__name__}: {error}"
+
+
+def check_writable(path):
+    """Refuses an output file before the work.
+
+    Raises:
+        InputError: its folder is missing or cannot be written.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{path} cannot be written: check that its folder exists and is writable.")
+
+
+def write_rows(path, rows, columns):
+    """Write rows {column: value} as CSV in one go; NaN is an empty field.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(columns)
+            writer.writerows([_field(row[name]) for name in columns] for row in rows)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def duration(seconds):
+    """Seconds in words."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _tried(work, *arguments):
+    try:
+        return work(*arguments)
+    except Exception as error:  # whatever is wrong with one case, the others go on
+        return error
+
+
+def _pool(jobs):
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_process)
+
+
+@contextmanager
+def _single_threaded():
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _prepare_process():
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _field(value):
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.{DECIMALS}f}"
