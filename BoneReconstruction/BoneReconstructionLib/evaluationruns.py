@@ -19,6 +19,7 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
+# After the point, of figures that say nothing else.
 DECIMALS = 3
 
 
@@ -83,19 +84,25 @@ def check_writable(path):
         raise InputError(f"{path} cannot be written: check that its folder exists and is writable.")
 
 
-def write_rows(path, rows, columns):
+def write_rows(path, rows, columns, decimals=None):
     """Write rows {column: value} as CSV in one go; NaN is an empty field.
+
+    Args:
+        path: of the file; what is there is replaced.
+        rows: dictionaries.
+        columns: their order.
+        decimals: {column: digits after the point} where they are not `DECIMALS`.
 
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
+    path, decimals = Path(path), decimals or {}
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(columns)
-            writer.writerows([_field(row[name]) for name in columns] for row in rows)
+            writer.writerows([_field(row[name], decimals.get(name, DECIMALS)) for name in columns] for row in rows)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): name another file.") from error
@@ -140,7 +147,7 @@ def _prepare_process():
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _field(value):
+def _field(value, decimals):
     if not isinstance(value, float):
         return value
-    return "" if math.isnan(value) else f"{value:.{DECIMALS}f}"
+    return "" if math.isnan(value) else f"{value:.{decimals}f}"

@@ -14,6 +14,7 @@ import pytest
 
 from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.evaluationruns import reason
 from BoneReconstructionLib.frames import MIRROR, rotation_about, side_to_right, transform_points
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.shapeprior import load_prior
@@ -357,28 +358,14 @@ def test_baselines_run_where_they_can_use_what_is_given():
 def test_a_case_that_fails_is_a_row_without_figures_and_a_reason(tmp_path):
     (tmp_path / "tibia").mkdir()
     (tmp_path / "tibia" / "virtual-1_L.ply").write_bytes(b"ply\nnonsense")
-    outcomes = runner.run_case(str(tmp_path), key_of("shaft"), ("default", "prototype"))
+    with pytest.raises(InputError, match="cannot be read") as error:
+        runner.run_case(str(tmp_path), key_of("shaft"), ("default", "prototype"))
+    outcomes = runner._all_failed(key_of("shaft"), ("default", "prototype"), reason(error.value))
     assert [row["method"] for row, _, _ in outcomes] == ["default", "prototype"]
-    for row, reason, surface in outcomes:
-        assert "cannot be read" in reason
+    for row, why, surface in outcomes:
+        assert "cannot be read" in why
         assert surface is None
         assert all(np.isnan(row[name]) for name in (*FIGURES, "seconds"))
-
-
-def dying_work(folder, key, methods):
-    """Stands for a case that ends its process, and for one that does not."""
-    if key.case == "shaft":
-        os._exit(9)
-    time.sleep(0.2)
-    return [(runner._row(key, method, 1.0), None, None) for method in methods]
-
-
-def test_a_process_that_dies_costs_only_its_own_case():
-    tasks = [(key_of(case), ("default",)) for case in ("unmasked", "shaft", "plateau", "pilon")]
-    outcomes = dict(runner.outcomes_of("nowhere", tasks, 2, dying_work))
-    reasons = [outcomes[number][0][1] for number in range(4)]
-    assert reasons[0] is reasons[2] is reasons[3] is None
-    assert "process ended" in reasons[1]
 
 
 def test_the_summary_averages_what_is_known_and_counts_what_failed():

@@ -9,7 +9,7 @@ from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface
 from TibiaCompletionLib.evaluation import fragments
 from TibiaCompletionLib.evaluation.fragmentcases import fracture_keys
-from TibiaCompletionLib.evaluation.fragments import place_errors, run_fracture, summary
+from TibiaCompletionLib.evaluation.fragments import place_errors, summary
 from TibiaCompletionLib.fragments.bodies import turned_about
 
 CENTRE, AXIS = np.array([30.0, -20.0, 100.0]), np.array([0.0, 0.0, 1.0])
@@ -43,14 +43,13 @@ def test_every_bone_has_twenty_fractures_in_turn(bones):
     assert len(fracture_keys(bones, quick=True)) == 2
 
 
-def test_one_case_that_fails_does_not_end_the_run(bones, monkeypatch):
-    def broken(folder, key):
-        raise InputError("This bone is no bone.")
-
-    monkeypatch.setattr(fragments, "build_fracture", broken)
-    ((row, reason, _),) = run_fracture(bones, fracture_keys(bones)[0], ())
-    assert reason == "FAILED: This bone is no bone." and np.isnan(row["share"])
-    assert summary([row]).endswith("1 fractures failed")
+def test_one_case_that_fails_is_a_row_and_does_not_end_the_run(bones, monkeypatch, tmp_path):
+    failed = InputError("This bone is no bone.")
+    monkeypatch.setattr(fragments, "outcomes_of", lambda tasks, jobs, work: ((n, failed) for n in range(len(tasks))))
+    rows = fragments.evaluate(bones, tmp_path / "out.csv", quick=True)
+    assert len(rows) == 2 and all(np.isnan(row["share"]) for row in rows)
+    assert summary(rows).endswith("2 fractures failed")
+    assert len((tmp_path / "out.csv").read_text("utf-8").splitlines()) == 3
 
 
 def test_the_summary_counts_main_fragments_that_came_home():

@@ -1,11 +1,9 @@
 """Where the scan ends: what of a predicted bone lies beyond it, and the bone cut off there."""
 
 import numpy as np
-from vtkmodules.vtkCommonDataModel import vtkPlane, vtkPlaneCollection
-from vtkmodules.vtkFiltersGeneral import vtkClipClosedSurface
 
 from BoneReconstructionLib.frames import transform_points
-from BoneReconstructionLib.meshing import from_polydata, to_polydata
+from BoneReconstructionLib.meshing import cut_off
 from BoneReconstructionLib.surfaces import Surface
 
 ON_PLANE_MM = 1e-3
@@ -47,16 +45,6 @@ def cut_at_scan_end(surface, shape_kji, ijk_to_ras):
         for axis in axes:
             if ((cut.vertices - corner) @ axis * sign > 0).all():
                 continue
-            plane = vtkPlane()
-            plane.SetOrigin(corner)
-            plane.SetNormal(sign * axis)
-            planes = vtkPlaneCollection()
-            planes.AddItem(plane)
-            # One plane at a time: given several at once the filter leaves holes.
-            clip = vtkClipClosedSurface()
-            clip.SetInputData(to_polydata(cut))
-            clip.SetClippingPlanes(planes)
-            clip.Update()
-            cut = from_polydata(clip.GetOutput())
+            cut = cut_off(cut, corner, sign * axis)
     cut = Surface(cut.vertices + centre, cut.faces)
     return cut, beyond_scan_mm(cut.vertices, shape_kji, ijk_to_ras) > -ON_PLANE_MM

@@ -1,17 +1,14 @@
 """`bonerecon evaluate finding`: how well tibiae are found in CTs of real people's legs, with bones in contact."""
 
-import os
 import time
 from pathlib import Path
 
-
 from BoneReconstructionLib.distances import surface_distances
-from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.evaluationruns import check_writable, write_rows
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.overlap import dice
 from TibiaCompletionLib.evaluation.legscenes import RENDERERS, make_scene
 from TibiaCompletionLib.evaluation.people import leg_names
-from TibiaCompletionLib.evaluation.runner import write_rows
 from TibiaCompletionLib.tibiafinding import find_tibiae
 
 COLUMNS = ("subject", "side", "renderer", "found_side", "dice", "assd_mm", "seen_share", "rms_mm", "seconds")
@@ -52,8 +49,7 @@ def evaluate(folder, output):
         InputError: the folder holds no tibia, or the output cannot be written.
     """
     output = Path(output)
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise InputError(f"{output} cannot be written: check that its folder exists and is writable.")
+    check_writable(output)
     people = {}
     for subject, side in leg_names(folder):
         people.setdefault(subject, []).append(side)

@@ -1,19 +1,17 @@
 """`bonerecon evaluate fragments`: how near reduced fragments come to their true places, on displaced fractures."""
 
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.evaluationruns import check_writable, outcomes_of, reason, write_rows
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.surfaces import transformed
 from BoneReconstructionLib.volumes import Volume
 from TibiaCompletionLib.completion import piece_records, predict
 from TibiaCompletionLib.evaluation.fragmentcases import build_fracture, fracture_keys
-from TibiaCompletionLib.evaluation.runner import DEFAULT, outcomes_of, write_rows
 from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS, positive
 from TibiaCompletionLib.fragments.bodies import overlap
 from TibiaCompletionLib.fragments.reduction import reduce
@@ -78,39 +76,32 @@ def evaluate(folder, output, quick=False, jobs=DEFAULT_JOBS):
         InputError: the folder holds no tibia, or the output cannot be written.
     """
     output = Path(output)
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise InputError(f"{output} cannot be written: check that its folder exists and is writable.")
-    tasks = [(key, (DEFAULT,)) for key in fracture_keys(folder, quick)]
+    check_writable(output)
+    tasks = [(str(folder), key) for key in fracture_keys(folder, quick)]
     print(f"{len(tasks)} fractures, {jobs} processes", flush=True)
     rows = {}
-    for done, (number, outcomes) in enumerate(outcomes_of(str(folder), tasks, jobs, run_fracture), start=1):
-        key, reason = tasks[number][0], outcomes[0][1]
-        rows[number] = [_failed(key)] if reason else [row for row, _, _ in outcomes]
+    for done, (number, outcome) in enumerate(outcomes_of(tasks, jobs, run_fracture), start=1):
+        key, why = tasks[number][1], isinstance(outcome, Exception) and f"FAILED: {reason(outcome)}"
+        rows[number] = [_failed(key)] if why else outcome
         write_rows(output, [row for index in sorted(rows) for row in rows[index]], COLUMNS)
-        print(f"{done}/{len(tasks)} {_title(key)}: {reason or _brief(rows[number])}", flush=True)
+        print(f"{done}/{len(tasks)} {_title(key)}: {why or _brief(rows[number])}", flush=True)
     return [row for index in sorted(rows) for row in rows[index]]
 
 
-def run_fracture(folder, key, methods):
+def run_fracture(folder, key):
     """Build, complete and reduce one fracture, in a process of its own.
 
     Args:
         folder: of the bones.
         key: `CaseKey`.
-        methods: unused, as `runner.outcomes_of` has it.
 
     Returns:
-        list of (row of a fragment, reason of a failure or None, None).
+        list of rows, one for each fragment.
     """
-    try:
-        return [(row, None, None) for row in _measured(build_fracture(folder, key))]
-    except Exception as error:  # whatever is wrong with one case, the others go on
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        return [(_failed(key), f"FAILED: {reason}", None)]
+    return _measured(build_fracture(folder, key))
 
 
 def _measured(case):
-    """Rows of a case."""
     given, side, fracture = case.completion_input, case.key.side, case.fracture
     given.read_ct()  # read now, so that no seconds hold it; these are of one core, whatever else runs
     began = time.process_time()

@@ -1,19 +1,13 @@
 """Runs methods on cases in parallel processes and gathers the figures: CSV, summary, pictures of the worst cases."""
 
-import csv
-import multiprocessing
-import os
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.evaluationruns import check_writable, duration, outcomes_of, reason, write_rows
 from BoneReconstructionLib.frames import side_to_right
 from BoneReconstructionLib.imagemetrics import HU_WINDOW
 from BoneReconstructionLib.surfaces import transformed
@@ -59,8 +53,6 @@ SUMMARY_FIGURES = {
     "within_2_sd": "in 2 SD",
     "seconds": "s",
 }
-# One thread of numerical libraries for each process: two that share two cores would only wait for each other.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def method_names():
@@ -92,45 +84,32 @@ def evaluate(folder, output, methods, keys, jobs):
         InputError: the output cannot be written.
     """
     folder, output = str(folder), Path(output)
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise InputError(f"{output} cannot be written: check that its folder exists and is writable.")
-    tasks = [(key, tuple(name for name in methods if applies(name, key))) for key in keys]
-    tasks = [task for task in tasks if task[1]]
-    print(f"{len(tasks)} cases, {sum(len(names) for _, names in tasks)} completions, {jobs} processes")
+    check_writable(output)
+    tasks = [(folder, key, tuple(name for name in methods if applies(name, key))) for key in keys]
+    tasks = [task for task in tasks if task[2]]
+    print(f"{len(tasks)} cases, {sum(len(names) for *_, names in tasks)} completions, {jobs} processes")
     print(f"HU window of the image figures: {HU_WINDOW[0]:.0f} to {HU_WINDOW[1]:.0f}", flush=True)
     rows, worst, began = {}, [], time.monotonic()
-    for done, (number, outcomes) in enumerate(outcomes_of(folder, tasks, jobs, run_case), start=1):
+    for done, (number, outcomes) in enumerate(outcomes_of(tasks, jobs, run_case), start=1):
+        _, key, names = tasks[number]
+        if isinstance(outcomes, Exception):
+            outcomes = _all_failed(key, names, reason(outcomes))
         rows[number] = [row for row, _, _ in outcomes]
-        for row, reason, surface in outcomes:
-            if reason:
-                print(f"FAILED {_title(row)}: {reason}")
+        for row, why, surface in outcomes:
+            if why:
+                print(f"FAILED {_title(row)}: {why}")
             if surface is not None:
-                worst = sorted([*worst, (_badness(row), row, tasks[number][0], surface)], key=lambda w: -w[0])[:WORST]
-        write_rows(output, [row for index in sorted(rows) for row in rows[index]])
+                worst = sorted([*worst, (_badness(row), row, key, surface)], key=lambda w: -w[0])[:WORST]
+        write_rows(output, [row for index in sorted(rows) for row in rows[index]], COLUMNS, DECIMALS)
         left = (time.monotonic() - began) / done * (len(tasks) - done)
         told = f"{_title(rows[number][0])}: {_brief(rows[number])}"
-        print(f"{done}/{len(tasks)} {told}; {_duration(left)} left", flush=True)
-    print(f"Done in {_duration(time.monotonic() - began)}.")
+        print(f"{done}/{len(tasks)} {told}; {duration(left)} left", flush=True)
+    print(f"Done in {duration(time.monotonic() - began)}.")
     try:
         _picture(folder, output, worst)
     except Exception as error:  # the figures count
-        print(f"The pictures could not be drawn: {_reason(error)}")
+        print(f"The pictures could not be drawn: {reason(error)}")
     return [row for index in sorted(rows) for row in rows[index]]
-
-
-def write_rows(path, rows, columns=COLUMNS):
-    """Write rows {column: value} as CSV in one go; NaN is an empty field."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(columns)
-            writer.writerows([_field(name, row[name]) for name in columns] for row in rows)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def summary(rows):
@@ -158,69 +137,6 @@ def summary(rows):
     return "\n".join(lines)
 
 
-def outcomes_of(folder, tasks, jobs, work):
-    """Run tasks in parallel processes.
-
-    When a process dies, the cases under way are run once more, each alone in a new one: only those that end it again
-    have failed.
-
-    Args:
-        folder: of the bones.
-        tasks: list of (`CaseKey`, names of methods).
-        jobs: number of processes.
-        work: what does one task, see `run_case`.
-
-    Yields:
-        (number of the task, its outcomes), as they are done.
-    """
-    waiting = list(range(len(tasks)))[::-1]
-    with _single_threaded():
-        while waiting:
-            running = {}
-            with _pool(jobs) as pool:
-                try:
-                    while waiting or running:
-                        while waiting and len(running) < jobs:
-                            running[pool.submit(work, folder, *tasks[waiting[-1]])] = waiting[-1]
-                            waiting.pop()
-                        for future in wait(running, return_when=FIRST_COMPLETED).done:
-                            result = future.result()
-                            yield running.pop(future), result
-                except BrokenProcessPool:
-                    pass
-            for number in running.values():
-                with _pool(1) as pool:
-                    try:
-                        result = pool.submit(work, folder, *tasks[number]).result()
-                    except BrokenProcessPool:
-                        result = _all_failed(*tasks[number], "its process ended, perhaps for lack of memory")
-                yield number, result
-
-
-def _pool(jobs):
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_process)
-
-
-@contextmanager
-def _single_threaded():
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _prepare_process():
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
 def run_case(folder, key, methods):
     """Build a case and run methods on it, in a process of its own.
 
@@ -231,13 +147,13 @@ def run_case(folder, key, methods):
 
     Returns:
         list of (row, reason of a failure or None, predicted surface of the default method or None).
+
+    Raises:
+        InputError: a bone cannot be read or broken.
     """
-    try:
-        case = build_case(folder, key)
-        truth = _truth(case.leg, case.scan)
-        case.completion_input.read_ct()  # made now, so that no method's seconds hold it
-    except Exception as error:  # whatever is wrong with one case, the others go on
-        return _all_failed(key, methods, _reason(error))
+    case = build_case(folder, key)
+    truth = _truth(case.leg, case.scan)
+    case.completion_input.read_ct()  # made now, so that no method's seconds hold it
     return [_run_method(case, truth, method) for method in methods]
 
 
@@ -252,7 +168,7 @@ def _run_method(case, truth, method):
         row |= deviation_figures(predicted, sigma, truth, case.masked)
         row |= {"seconds": seconds, "peak_mb": peak}
     except Exception as error:
-        return row, _reason(error), None
+        return row, reason(error), None
     return row, None, predicted if method == DEFAULT else None
 
 
@@ -307,14 +223,10 @@ def _row(key, method, scale):
     return values | dict.fromkeys((*FIGURES, *DEVIATIONS, *HELD, "seconds", "peak_mb"), float("nan"))
 
 
-def _all_failed(key, methods, reason):
+def _all_failed(key, methods, why):
     # How far a bone is scaled is not known without the bone.
     scale = 1.0 if key.length_mm is None else float("nan")
-    return [(_row(key, method, scale), reason, None) for method in methods]
-
-
-def _reason(error):
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return [(_row(key, method, scale), why, None) for method in methods]
 
 
 def _badness(row):
@@ -334,17 +246,6 @@ def _title(row):
 
 def _brief(rows):
     return ", ".join(f"{row['method']} {_badness(row):.2f} mm" for row in rows)
-
-
-def _duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-def _field(name, value):
-    if not isinstance(value, float):
-        return value
-    return "" if np.isnan(value) else f"{value:.{DECIMALS.get(name, 3)}f}"
 
 
 def _picture(folder, output, worst):
