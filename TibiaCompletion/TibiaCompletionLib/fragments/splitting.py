@@ -10,7 +10,6 @@ to be corrected in the Segment Editor.
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 from scipy import ndimage
 
 from BoneReconstructionLib.meshing import decimate, mask_surface
@@ -144,6 +143,8 @@ def _parted(parts, shown, relief, voxel_ml):
         relief: (K, J, I), lower inside fragments than between them.
         voxel_ml: volume of a voxel.
     """
+    import SimpleITK as sitk
+
     cores, count = ndimage.label(shown & (parts > 0))
     volume = np.bincount(cores.ravel(), minlength=count + 1) * voxel_ml
     owner = np.zeros(count + 1, dtype=parts.dtype)
