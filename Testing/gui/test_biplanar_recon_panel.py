@@ -1,12 +1,12 @@
 """The biplanar panel in the test host: X-rays, what a user must confirm, geometry, jobs, results kept with the scene."""
 
 import json
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from paneljobs import finish, replaceWorker
 
 CONTROLS = ("QPushButton", "QCheckBox", "QComboBox", "QSpinBox", "QDoubleSpinBox", "QLineEdit", "ctkSliderWidget",
             "qMRMLNodeComboBox", "qMRMLTableView", "QProgressBar")
@@ -108,19 +108,6 @@ def panel(application):
 def slicer(application):
     import slicer
     return slicer
-
-
-def replaceWorker(monkeypatch, script):
-    from BoneReconstructionLib import scenejob
-    monkeypatch.setattr(scenejob, "python_command", lambda interpreter, *arguments: [
-        interpreter, "-c", script, *map(str, arguments)])
-
-
-def finish(application, panel, seconds=90):
-    deadline = time.monotonic() + seconds
-    while panel.job is not None and time.monotonic() < deadline:
-        application.process(0.05)
-    assert panel.job is None, "the job did not end"
 
 
 def answer(path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paneljobs import finish, replaceWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIFT = (1.5, 0.4, -0.3)
@@ -40,21 +41,6 @@ def chosen(panel, bones):
     panel.ui.firstSelector.setCurrentNode(bones[0])
     panel.ui.secondSelector.setCurrentNode(bones[1])
     return panel
-
-
-def finish(application, panel, seconds=90):
-    """Let the panel's timer follow its job to the end."""
-    deadline = time.monotonic() + seconds
-    while panel.job is not None and time.monotonic() < deadline:
-        application.process(0.05)
-    assert panel.job is None, "the job did not end"
-
-
-def replaceWorker(monkeypatch, script):
-    """Let jobs run a script instead of the command line."""
-    from BoneReconstructionLib import scenejob
-    monkeypatch.setattr(scenejob, "python_command", lambda interpreter, *arguments: [
-        interpreter, "-c", script, *map(str, arguments)])
 
 
 def content(slicer):

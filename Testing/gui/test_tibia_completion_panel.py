@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from paneljobs import finish, replaceWorker
 
 CONTROLS = ("QPushButton", "QCheckBox", "QComboBox", "QSpinBox", "ctkSliderWidget", "qMRMLNodeComboBox", "qMRMLTableView",
             "qMRMLSegmentSelectorWidget", "QProgressBar")
@@ -191,19 +192,6 @@ def chosen(panel, patient):
     panel.ui.fractureSelector.setCurrentNode(segmentation)
     panel.ui.fractureSegmentSelector.setCurrentSegmentID(mask)
     return panel
-
-
-def replaceWorker(monkeypatch, script):
-    from BoneReconstructionLib import scenejob
-    monkeypatch.setattr(scenejob, "python_command", lambda interpreter, *arguments: [
-        interpreter, "-c", script, *map(str, arguments)])
-
-
-def finish(application, panel, seconds=90):
-    deadline = time.monotonic() + seconds
-    while panel.job is not None and time.monotonic() < deadline:
-        application.process(0.05)
-    assert panel.job is None, "the job did not end"
 
 
 def content(slicer):
