@@ -14,6 +14,7 @@ from scipy import ndimage, sparse
 from scipy.special import ndtr
 
 from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.threads import in_blocks
 
 INSIDE_MM, OUTSIDE_MM, STEP_MM = 5.0, 3.0, 0.25
 STEPS = np.arange(-INSIDE_MM, OUTSIDE_MM + 1e-6, STEP_MM)
@@ -35,6 +36,7 @@ LEAST_CONTRAST_HU = 150.0
 BLURS_MM = np.arange(0.4, 1.61, 0.1)
 BLUR_POINTS = 250
 FLAT, STEEP = 0.2, 0.4
+BLOCK = 1000  # profiles that one thread fits at a time: as many as the processor's caches hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,8 @@ def _blur(values, cortex, upright):
     def best(chosen):
         chosen = np.flatnonzero(chosen)
         chosen = chosen[np.linspace(0, len(chosen) - 1, min(BLUR_POINTS, len(chosen))).astype(int)]
-        return BLURS_MM[np.argmin([np.median(_fit(values[chosen], cortex, blur)[1]) for blur in BLURS_MM])]
+        rms = _fit(np.tile(values[chosen], (len(BLURS_MM), 1)), cortex, np.repeat(BLURS_MM, len(chosen)))[1]
+        return BLURS_MM[np.argmin(np.median(rms.reshape(len(BLURS_MM), -1), axis=1))]
 
     thick = values.max(1) > 0.8 * cortex
     within = best(thick & (upright < FLAT))
@@ -128,12 +131,17 @@ def _fit(values, cortex, blur):
     Args:
         values: (n, s) HU at `STEPS`.
         cortex: HU of thick cortex.
-        blur: standard deviation(s) in mm, () or (n,).
+        blur: (n,) standard deviations in mm.
 
     Returns:
         ((n, 5) parameters as `EXPECTED`, (n,) root mean square residual in HU).
     """
-    blur = np.broadcast_to(blur, len(values))[:, None]
+    parts = in_blocks(lambda block: _fit_block(values[block], cortex, blur[block]), len(values), BLOCK)
+    return tuple(np.concatenate(part) for part in zip(*parts))
+
+
+def _fit_block(values, cortex, blur):
+    blur = blur[:, None]
     slope = -np.gradient(values, STEP_MM, axis=1) * np.exp(-0.5 * (STEPS / 2.0) ** 2)
     start = np.argmax(slope, 1)
     # From the darkest spot outside on, another bone or fat may follow.

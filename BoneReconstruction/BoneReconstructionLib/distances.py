@@ -9,8 +9,6 @@ kd-tree finds those vertices. Triangles much longer than the rest are bisected, 
 them do not slow down every query.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.surfaces import Surface, vertex_areas
+from BoneReconstructionLib.threads import in_blocks
 
 TOLERANCE_MM = 0.002
 """A triangle closer by less than this may be missed; it bounds the work where very many are equally far away."""
@@ -72,7 +71,7 @@ class SurfaceLocator:
             corners = np.take(self._vertices, self._faces[block].T, axis=0)
             self._triangles[block], reach2[block], area[block] = _triangle_rows(*corners)
 
-        _in_blocks(fill, len(self._faces))
+        in_blocks(fill, len(self._faces), _BLOCK)
         usual = 4 * area.sum() / max(len(area), _PIECES)
         samples, corners, parents, reach2 = _bisect_long(self._vertices, self._faces, reach2, usual)
         self._ring_start, self._ring_faces, reach2 = _rings(corners, parents, reach2, len(samples))
@@ -100,7 +99,7 @@ class SurfaceLocator:
             found = self._feet(points[block])
             feet[block], distances[block], faces[block] = found.points, found.distances, found.faces
 
-        _in_blocks(work, len(points))
+        in_blocks(work, len(points), _BLOCK)
         return feet, distances, faces
 
     def signed(self, points: np.ndarray) -> np.ndarray:
@@ -126,7 +125,7 @@ class SurfaceLocator:
             outward = _dot((points[block] - found.points).T, self._pseudonormals(found))
             distances[block] = np.where(outward < 0, -found.distances, found.distances)
 
-        _in_blocks(work, len(points))
+        in_blocks(work, len(points), _BLOCK)
         return distances
 
     def _feet(self, points):
@@ -287,13 +286,6 @@ def _checked(points):
     return points
 
 
-def _in_blocks(work, count):
-    """Calls work(slice) for blocks of range(count) on all processors; numpy and the kd-tree release the lock."""
-    blocks = [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        list(pool.map(work, blocks))
-
-
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
@@ -369,7 +361,9 @@ def _candidates(points, rows):
     d1 = dx * rows[3] + dy * rows[4] + dz * rows[5]
     d2 = dx * rows[6] + dy * rows[7] + dz * rows[8]
     d3 = d2 - d1 + aa - bb
-    t1, t2, t3 = (np.minimum(np.maximum(d * inverse, 0), 1) for d, inverse in zip((d1, d2, d3), rows[12:15], strict=True))
+    t1, t2, t3 = (
+        np.minimum(np.maximum(d * inverse, 0), 1) for d, inverse in zip((d1, d2, d3), rows[12:15], strict=True)
+    )
     u = (cc * d1 - bb * d2) * rows[15]
     v = (aa * d2 - bb * d1) * rows[15]
     inside = (u > 0) & (v > 0) & (u + v < 1)

@@ -27,8 +27,10 @@ RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
 START_POINTS = 400
 CLEARLY_WORSE = 1.15
-# Starting poses that are improved, told apart by this much, and tried with the modes in a short, coarse fit.
+# Starting poses that are improved, told apart by this much, and tried with the modes in a short, coarse fit, unless the
+# mean bone lies this much further away than in the best of them: the modes never made up for more than 1.3.
 TRIED = 5
+NOT_TRIED = 1.5
 SAME_POSE_MM, SAME_POSE_TURN = 5.0, 0.1
 TRIAL_NOISE_MM = (3.0, 2.0, 1.5, 1.0, 1.0)
 TRIAL_POINTS = 1000
@@ -276,14 +278,19 @@ def search(prior, visible):
         return fitted, mean_distance(distance, agree)
 
     flexible = replace(prior, kernels=())
-    best = []
+    improved = []
     for upwards in (True, False):
         poses = [pose for pose in starting_poses(prior, points) if (pose[0][2, 2] > 0) == upwards]
         tried = sorted((improve(matrix, limits, 6) for matrix, limits in poses), key=distance_of)
-        improved = _distinct([improve(matrix, limits, 15) for matrix, _, limits in tried[:TRIED]])
-        best.append(min((tried_with_modes(matrix) for matrix, _, _ in improved), key=distance_of))
+        improved.append(_distinct([improve(matrix, limits, 15) for matrix, _, limits in tried[:TRIED]]))
+    worth = NOT_TRIED * min(distance_of(poses[0]) for poses in improved)
+    upright, headlong = (
+        min((tried_with_modes(pose[0]) for pose in poses if distance_of(pose) < worth), key=distance_of, default=None)
+        for poses in improved
+    )
+    if upright is None or headlong is None:
+        return upright or headlong
     # A shaft without its ends fits nearly as well upside down: then the patient's head tells.
-    upright, headlong = best
     return upright if upright[1] < CLEARLY_WORSE * headlong[1] else headlong
 
 
@@ -516,8 +523,6 @@ def with_residual(prior, fitted, visible, supports_mm=RESIDUAL_SUPPORTS_MM):
         offset = (normals * (found - surface.vertices)).sum(1)
         usable = np.flatnonzero(usable)
         usable = usable[spread_over(len(usable), count)]
-        carried = compact_smoothing(
-            prior.mean[usable], offset[usable], prior.mean, np.asarray(support), RESIDUAL_NOISE
-        )
+        carried = compact_smoothing(prior.mean[usable], offset[usable], prior.mean, np.asarray(support), RESIDUAL_NOISE)
         surface = Surface(surface.vertices + carried[:, None] * normals, surface.faces)
     return replace(fitted, surface=surface)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from BoneReconstructionLib import modelzoo
+from BoneReconstructionLib.threads import together
 
 KERNEL_NODES = 300
 CG_TOLERANCE = 1e-4
@@ -144,14 +145,14 @@ def compact_smoothing(points, values, at, radius, noise):
         covariance = (1 - near["v"]) ** 4 * (4 * near["v"] + 1)
         return near["i"], near["j"], covariance.astype(np.float32)
 
-    row, column, covariance = covariances(tree)
+    (row, column, covariance), others = together([lambda: covariances(tree), lambda: covariances(query)])
     covariance[row == column] += noise**2
     own = coo_array((covariance, (row, column)), shape=(len(points), len(points)))
     own.has_canonical_format = True  # every pair is found once, which need not be checked
     weights, failed = cg(own.tocsr(), values.astype(np.float32), rtol=CG_TOLERANCE, maxiter=500)
     if failed:
         raise ArithmeticError("The smoothing of the residual did not converge.")
-    row, column, covariance = covariances(query)
+    row, column, covariance = others
     return np.bincount(row, covariance * weights[column], len(at))
 
 

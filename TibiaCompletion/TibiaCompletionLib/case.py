@@ -102,7 +102,7 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None, whole=Fa
     if not visible.any():
         raise InputError("The fracture mask covers the whole tibia: leave healthy bone outside it.")
     reach = tuple(2 * np.ceil(REACH_MM / tibia.spacing[::-1]).astype(int) + 1)
-    if masked and not (ndimage.maximum_filter(fracture.array.view(np.uint8), reach) & tibia.array).any():
+    if masked and not any((_grown(fracture.array, by) & tibia.array).any() for by in (1, reach)):
         raise InputError("The fracture mask lies beside the tibia: draw it over the broken part of this bone.")
 
     surface = mask_surface(tibia)
@@ -176,7 +176,7 @@ def _box(mask):
 
 def _hidden(fracture, at_border):
     """Voxels of a crop that cannot be trusted: masked or at the scan's end (`at_border`: lower, upper), or nearly so."""
-    hidden = ndimage.maximum_filter(fracture.view(np.uint8), 2 * MARGIN_VOXELS + 1).astype(bool)
+    hidden = _grown(fracture, 2 * MARGIN_VOXELS + 1)
     for axis in range(3):
         edge = np.moveaxis(hidden, axis, 0)
         if at_border[0][axis]:
@@ -184,6 +184,18 @@ def _hidden(fracture, at_border):
         if at_border[1][axis]:
             edge[-MARGIN_VOXELS:] = True
     return hidden
+
+
+def _grown(mask, size):
+    """A bool array dilated by a box of `size` voxels, one number or three."""
+    if not mask.any():
+        return mask.copy()
+    lower, upper = bounding_box(mask)
+    reach = np.broadcast_to(size, 3) // 2
+    box = tuple(slice(max(low - by, 0), high + by) for low, high, by in zip(lower, upper, reach))
+    grown = np.zeros_like(mask)
+    grown[box] = ndimage.maximum_filter(mask[box].view(np.uint8), size)
+    return grown
 
 
 def _voxels(surface, volume):

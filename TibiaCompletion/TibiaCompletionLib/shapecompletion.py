@@ -18,6 +18,7 @@ from BoneReconstructionLib.shapefitting import (
 from BoneReconstructionLib.shapeposterior import intervals
 from BoneReconstructionLib.shapeprior import ShapePrior, load_leg_prior, load_prior, with_torsion
 from BoneReconstructionLib.surfaces import Surface
+from BoneReconstructionLib.threads import together
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
 from TibiaCompletionLib.confidence import deviations
 from TibiaCompletionLib.crosssections import continued
@@ -97,10 +98,12 @@ def complete_by_prior(case, side, matrix, report):
 
     displaced = False
     visible = with_fibula(shown)
-    share = 0.25 if visible.pieces > 1 else 0.5
-    fitted = fit(prior, visible, matrix, contacts=contacts, report=lambda fraction: report(share * fraction))
+    prior.vertex_basis, visible.tree  # both fits ask for them
+    fits = [lambda: fit(prior, visible, matrix, contacts=contacts, report=lambda fraction: report(0.5 * fraction))]
     if visible.pieces > 1:
-        apart = fit(prior, visible, matrix, True, contacts, report=lambda fraction: report(share * (1 + fraction)))
+        fits.append(lambda: fit(prior, visible, matrix, True, contacts))
+    fitted, *others = together(fits)
+    for apart in others:
         displaced = fitted.cost - apart.cost > COST_OF_A_MOTION * (visible.pieces - 1)
         # A piece that lies far off is an outlier of the common fit, which then costs little.
         displaced |= least_explained(fitted, shown) < LOST < least_explained(apart, shown)
@@ -125,10 +128,15 @@ def complete_by_prior(case, side, matrix, report):
         fitted = unfitted(prior, fitted.matrix @ np.linalg.inv(size), fitted.motions)
         noise_mm = FIT_NOISE_MM
     fitted = fit(prior, with_fibula(shown), fitted, displaced, contacts, noise_mm)
-    completed = continued(with_residual(tibia, of_tibia(fitted), shown), shown)
+    report(0.8)
+    completed, widths = together(
+        [
+            lambda: continued(with_residual(tibia, of_tibia(fitted), shown), shown),
+            lambda: intervals(prior, fitted, landmarks.measure),
+        ]
+    )
     report(0.9)
     values = landmarks.measure(completed.surface.vertices)
-    widths = intervals(prior, fitted, landmarks.measure)
     figures = {name: (values[name], widths[name]) for name in values}
     sigma = deviations(prior, fitted, completed.surface, shown)
     completion = _completion(tibia, replace(completed, matrix=completed.matrix @ size))

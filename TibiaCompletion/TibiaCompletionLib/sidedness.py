@@ -1,10 +1,10 @@
 """Which side a tibia is of: what is given, what its segment is called and what its shape says."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES
+from BoneReconstructionLib.threads import together
 from TibiaCompletionLib.plausibility import check_tibia, likeness
 
 # A bone of the other side fits the prior worse by this factor or more; below it the side is anybody's guess.
@@ -26,8 +26,7 @@ def detect_side(case, side, accept_side=False):
         InputError: the bone is no adult tibia; the shape clearly is of the other side than given; side "auto", and
             the visible bone fits both sides alike.
     """
-    with ThreadPoolExecutor() as threads:
-        tried = dict(zip(SIDES, threads.map(lambda name: likeness(case.visible(name)), SIDES)))
+    tried = dict(zip(SIDES, together(lambda name=name: likeness(case.visible(name)) for name in SIDES)))
     check_tibia(case, tried)
     better, worse = sorted(tried, key=lambda name: tried[name].distance_mm)
     clear = tried[worse].distance_mm > CLEAR_SIDE_RATIO * tried[better].distance_mm
