@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from BiplanarReconLib.fieldofview import cut_to_views, in_both, labelmap
 from BiplanarReconLib.fitting.kneemodel import BONES, MODEL
+from BiplanarReconLib.fitting.landmarks import LANDMARKS, Landmark
 from BiplanarReconLib.fitting.reconstruction import METHOD, reconstruct
 from BiplanarReconLib.overlays import outline, picture, write_picture
 from BoneReconstructionLib.dicomgeometry import check_image
@@ -51,6 +52,7 @@ class KneeRequest:
         side: "left", "right" or "auto".
         patient_axes: for geometries in the frame of a calibration object: which of its axes point to the patient's
             right, front and head, for instance "-y,x,z".
+        landmarks: (view of `VIEWS`, name of `landmarks.LANDMARKS`, column, row), in both X-rays, or none.
         relation, bone: how the X-rays' values depend on the beam, and whether bone is bright or dark, as
             `radiographs.read_radiograph` takes them; None: as the files say.
     """
@@ -61,6 +63,7 @@ class KneeRequest:
     lateral_geometry: str
     side: str = AUTO
     patient_axes: str | None = None
+    landmarks: tuple[tuple[str, str, float, float], ...] = ()
     relation: str | None = None
     bone: str | None = None
 
@@ -91,10 +94,10 @@ def reconstruct_knee(request, folder, report=lambda stage, fraction: None):
     patient = [replace(geometry.moved(turn), anatomical=True) for geometry in geometries]
     check_views(*patient)
     side = _side(request.side, radiographs)
+    landmarks = [Landmark(VIEWS.index(view), name, (column, row)) for view, name, column, row in request.landmarks]
     report("reading the X-rays", 1.0)
-    knee = reconstruct(
-        [one.line_integrals for one in radiographs], [one.seen for one in radiographs], patient, side, report
-    )
+    images, seen = [one.line_integrals for one in radiographs], [one.seen for one in radiographs]
+    knee = reconstruct(images, seen, patient, side, landmarks, report)
     report("writing", 0.0)
     whole = {bone: transformed(surface, np.linalg.inv(turn)) for bone, surface in knee.surfaces.items()}
     cut = {bone: cut_to_views(surface, geometries) for bone, surface in whole.items()}
@@ -239,13 +242,37 @@ def add_arguments(parser):
         metavar="R,A,S",
         help="axes of a calibration's frame that point to the patient's right, front and head, for instance -y,x,z",
     )
+    parser.add_argument(
+        "--landmark",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("VIEW", "NAME", "COLUMN", "ROW"),
+        help=f"where a landmark is seen ({' or '.join(VIEWS)}; {', '.join(LANDMARKS)}), one or more in each X-ray, to "
+        "start from where the search without them fails",
+    )
     parser.add_argument("--relation", choices=RELATIONS, help="of the X-rays' values to the beam (default: as stated)")
     parser.add_argument("--bone", choices=BONE, help="how bone looks in the X-rays (default: as stated)")
 
 
+def _landmark(view, name, column, row):
+    """A landmark's words on the command line as a request has them."""
+    try:
+        pixel = float(column), float(row)
+    except ValueError:
+        pixel = ()
+    if view not in VIEWS or not np.isfinite(pixel).all() or not pixel:
+        raise InputError(
+            f"--landmark {view} {name} {column} {row} is not understood: give {' or '.join(VIEWS)}, the landmark's name, "
+            "its column and its row."
+        )
+    return view, name, *pixel
+
+
 def run(arguments):
     """Run `bonerecon reconstruct-knee`."""
-    request = KneeRequest(**{one.name: getattr(arguments, one.name) for one in fields(KneeRequest)})
+    given = {one.name: getattr(arguments, one.name) for one in fields(KneeRequest) if one.name != "landmarks"}
+    request = KneeRequest(**given, landmarks=tuple(_landmark(*words) for words in arguments.landmark))
     progress = Progress(STAGES)
     with OutputFolder(arguments.output, FILES) as folder:
         result = reconstruct_knee(request, folder, progress.report)

@@ -1,4 +1,4 @@
-"""Where a knee may be, from the frusta alone: assembled mean knees in many poses, correlated with both X-rays."""
+"""Where a knee may be, from the frusta or from landmarks: assembled mean knees in many poses, correlated with both X-rays."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ from scipy.signal import fftconvolve
 
 from BiplanarReconLib.fitting.kneefit import ATTENUATION, bone_image
 from BiplanarReconLib.fitting.kneemodel import BoneState
+from BiplanarReconLib.fitting.landmarks import shift_onto
 from BiplanarReconLib.fitting.shadows import shadow
 from BoneReconstructionLib.frames import rotation_about
 from BoneReconstructionLib.kneeassembly import KneeAssembly, KneePose
@@ -19,7 +20,7 @@ FLEXIONS_DEGREES = (0.0, 25.0, 50.0, 75.0, 100.0, 120.0)
 LEANS = (0.0, 0.5, 1.0)
 TURNS_DEGREES = (-20.0, 0.0, 20.0)
 SIZES = (0.93, 1.0, 1.07, 1.14)
-REACH_MM, STEP_MM = 44.0, 4.0
+REACH_MM, NEAR_LANDMARKS_MM, STEP_MM = 44.0, 12.0, 4.0
 # Edges are levelled to so many times the median of all that reach a share of the strongest.
 LEVEL, LEAST_EDGE = 1.5, 0.02
 # How thigh and shank are tried once more: bent and turned about the long axis, and shifted.
@@ -42,7 +43,7 @@ class Start:
     correlation: float
 
 
-def starts(models, priors, views, isocentre, report=lambda fraction: None):
+def starts(models, priors, views, isocentre, rays=(), report=lambda fraction: None):
     """Mean knees in many poses, each shifted to where it agrees best with both X-rays, the best first.
 
     Args:
@@ -50,6 +51,7 @@ def starts(models, priors, views, isocentre, report=lambda fraction: None):
         priors: {bone: `ShapePrior`} of the same bones, for the assembly.
         views: two coarse `View`s, right-sided.
         isocentre: (3,) mm, where the views' central rays meet.
+        rays: `landmarks.Ray`s; where there are any, shifts are tried around them instead of around the isocentre.
         report: called with the fraction done.
 
     Returns:
@@ -70,8 +72,13 @@ def starts(models, priors, views, isocentre, report=lambda fraction: None):
                 bone: BoneState(model, pose @ places[bone], np.zeros(len(model.basis)))
                 for bone, model in models.items()
             }
+            reach = REACH_MM
+            if rays:
+                step, reach = np.eye(4), NEAR_LANDMARKS_MM
+                step[:3, 3] = shift_onto(rays, bones)
+                bones = {bone: one.carried(step) for bone, one in bones.items()}
             for shown, starts_of in found.items():
-                starts_of.append(_shifted(bones, views, observed, REACH_MM, shown))
+                starts_of.append(_shifted(bones, views, observed, reach, shown))
         report((FLEXIONS_DEGREES.index(flexion) + 1) / len(FLEXIONS_DEGREES))
     # Which of both tells more, depends on how dense the shafts are beside the joint: the best of each in turn.
     ranked = [sorted(starts_of, key=lambda start: -start.correlation) for starts_of in found.values()]

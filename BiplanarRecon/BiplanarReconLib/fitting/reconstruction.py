@@ -9,6 +9,7 @@ from BiplanarReconLib.fieldofview import in_both
 from BiplanarReconLib.fitting import kneefit
 from BiplanarReconLib.fitting.kneemodel import BONES, MODEL, coarser, load_models
 from BiplanarReconLib.fitting.kneestart import placed_anew, starts
+from BiplanarReconLib.fitting.landmarks import check_landmarks, rays_of
 from BiplanarReconLib.fitting.outlines import residual
 from BiplanarReconLib.fitting.shadows import make_view
 from BoneReconstructionLib.errors import InputError
@@ -54,24 +55,26 @@ class KneeReconstruction:
     seconds: float
 
 
-def reconstruct(images, seen, geometries, side, report=lambda stage, fraction: None):
-    """Fit the knee model, started from the frusta alone.
+def reconstruct(images, seen, geometries, side, landmarks=(), report=lambda stage, fraction: None):
+    """Fit the knee model, started from the frusta, or from landmarks where there are some.
 
     Args:
         images: (frontal, lateral) line integrals, (rows, columns) each, in any common unit.
         seen: (frontal, lateral) bool of the same shapes, False where a collimator covers the patient.
         geometries: (frontal, lateral) `XrayGeometry` in the patient's RAS frame.
         side: "left" or "right"; None: whichever agrees better with the X-rays.
+        landmarks: `Landmark`s in both X-rays, or none.
         report: called with (stage, fraction done).
 
     Returns:
         KneeReconstruction.
 
     Raises:
-        InputError: the views are impossible, are not in the patient's frame, or do not show a knee.
+        InputError: the landmarks cannot be used, the views are impossible, are not in the patient's frame, or do not show a knee.
     """
     began = time.perf_counter()
     check_views(*geometries)
+    check_landmarks(landmarks, [image.shape for image in images])
     if not all(geometry.anatomical for geometry in geometries):
         raise InputError(
             "The geometry is in the frame of a calibration object, which does not tell the patient's axes: say which "
@@ -79,7 +82,7 @@ def reconstruct(images, seen, geometries, side, report=lambda stage, fraction: N
         )
     models, priors = load_models(), {bone: load_prior(MODEL, bone) for bone in BONES}
     sides = {one: _Sided(images, seen, geometries, one) for one in (SIDES if side is None else (side,))}
-    side, best = _found(models, priors, sides, report)
+    side, best = _found(models, priors, sides, landmarks, report)
     views_at = sides[side].views
     for number, stage in enumerate(kneefit.SHAPES):
         best = kneefit.fit(
@@ -137,7 +140,7 @@ class _Sided:
         return self._views[pixel_mm]
 
 
-def _found(models, priors, sides, report):
+def _found(models, priors, sides, landmarks, report):
     """(side, `Fitted`) of the knee that agrees best with the X-rays, of mean shape, at the search's resolution."""
     coarse = {bone: coarser(model, SEARCH_CELL_MM) for bone, model in models.items()}
     glances = []
@@ -148,6 +151,7 @@ def _found(models, priors, sides, report):
             priors,
             views,
             sided.isocentre,
+            rays_of(landmarks, sided.geometries),
             lambda fraction, n=number: report("finding the knee", (n + fraction) / len(sides)),
         )
         for start in found[:GLANCED]:
