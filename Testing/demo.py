@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from host import application, qtcompat, views  # the host comes before everything of Slicer
-from pictures import nine_fractures, random_legs, side_by_side
+from pictures import nine_fractures, random_knees, random_legs, side_by_side
 
 JOB_PATIENCE_S = 300
 SHOWN_MEASUREMENT = "Medial proximal tibial angle (MPTA)"
@@ -232,8 +232,9 @@ def main():
     clear()
     knee_from_xrays(folder)
     random_legs(folder / "RandomLegs.png")
+    random_knees(folder / "RandomKnees.png")
     nine_fractures(folder / "Fractures.png")
-    say("random legs and fractures pictured")
+    say("random legs, knees and fractures pictured")
     print((folder / "comparison.csv").read_text(encoding="utf-8"))
     print(f"Pictures, exports, tables and scene: {folder}")
 

@@ -56,13 +56,13 @@ def random_knees(path, count=8, first_seed=0):
         for view, angle in enumerate(VIEWS.values()):
             turn = _turned(angle)
             # Thighs reach backwards, which is to the left from the right.
-            turn[:3, 3] = [-(430.0 * (number % columns) + 230.0 * view), 0.0, -370.0 * (number // columns)]
+            turn[:3, 3] = [-(480.0 * (number % columns) + 220.0 * view), 0.0, -400.0 * (number // columns)]
             for bone, vertices in placed.items():
                 surface = Surface(vertices, knees.priors[bone].faces)
                 renderer.AddActor(_actor(transformed(surface, turn), BONE_COLOURS[bone]))
     _look_from_front(renderer)
-    renderer.GetActiveCamera().Zoom(1.35)
-    window = _window((1600, 760))
+    renderer.GetActiveCamera().Zoom(2.0)
+    window = _window((1600, 720))
     window.AddRenderer(renderer)
     _save(window, path)
 
