@@ -4,6 +4,7 @@ import csv
 import math
 import multiprocessing
 import os
+import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -144,7 +145,14 @@ def _single_threaded():
 def _prepare_process():
     import SimpleITK as sitk
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _end_with_parent():
+    """A killed evaluation takes its processes along, which would otherwise wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _field(value, decimals):

@@ -1,11 +1,13 @@
 """Accuracy, time and memory of the tibia's prior fit and completion.
 
 `python Testing/benchmarks/tibia_completion.py [--bones FOLDER]`: FOLDER holds tibia/<subject>_<L|R>.ply of people whom
-the prior has never seen; without it, virtual patients stand in. Two tables:
+the prior has never seen; without it, virtual patients stand in. Three tables:
 
 - the prior fitted to the whole surface, at the bone's own size and scaled to 300 and 420 mm: ASSD, point to triangle;
 - `bonerecon complete-tibia` run on an oblique 0.6x0.6x1 mm CT with a 60 mm gap in the shaft: Dice outside the gap,
-  ASSD inside it, seconds and peak memory of the process.
+  ASSD inside it, seconds and peak memory of the process;
+- `bonerecon measure-tibia` on the bone and on copies that are turned, every other one mirrored too, its side left to be
+  found: the largest difference of each measurement.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, transformed
 from BoneReconstructionLib.volumes import Volume, write_volume
+from TibiaCompletionLib.measuring import measure_tibia
 
 LENGTHS_MM = (300.0, 420.0)
 SPACING_MM = (0.6, 0.6, 1.0)
@@ -102,6 +105,21 @@ def complete(surface, side, folder):
     return dice, (errors[0].mean() + errors[1].mean()) / 2, seconds, peak, result["seconds"]
 
 
+def differences(surface, side, copies=3):
+    """{measurement: largest difference of turned and mirrored copies' values} and {measurement: unit}."""
+    own, largest = measure_tibia(surface, side).measurements, {}
+    for number in range(copies):
+        generator = np.random.default_rng(number)
+        matrix = np.eye(4)
+        turn = generator.normal(0, 0.5, 3)
+        matrix[:3, :3] = rotation_about(turn / np.linalg.norm(turn), np.linalg.norm(turn))
+        matrix[:3, :3] *= [(-1.0) ** (number + 1), 1.0, 1.0]
+        matrix[:3, 3] = generator.normal(0, 300, 3)
+        for name, one in measure_tibia(transformed(surface, matrix)).measurements.items():
+            largest[name] = max(largest.get(name, 0.0), abs(one.value - own[name].value))
+    return largest, {name: one.definition.unit for name, one in own.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bones", metavar="FOLDER")
@@ -118,6 +136,13 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             dice, error, seconds, peak, work = complete(surface, side, Path(folder))
         print(f"{name:<24}{dice:>14.4f}{error:>16.3f}{seconds:>10.1f}{work:>15.1f}{peak:>10.0f}", flush=True)
+    print("\nmeasure-tibia, bone against turned and mirrored copies: largest differences")
+    for name, side, surface in people:
+        largest, units = differences(surface, side)
+        print(
+            f"{name:<24}" + ", ".join(f"{what} {value:.3f} {units[what]}" for what, value in largest.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

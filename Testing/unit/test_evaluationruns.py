@@ -1,6 +1,10 @@
 """Cases in parallel processes: what fails or dies does not take the others along."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,51 @@ def test_failures_and_dead_processes_are_told_and_the_others_go_on(monkeypatch):
     assert isinstance(outcomes[1], InputError) and reason(outcomes[1]) == "The second is bad."
     assert isinstance(outcomes[2], ProcessEnded) and "memory" in reason(outcomes[2])
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def sleep(folder):
+    """Say which process this is, then work on and on."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_a_killed_evaluation_leaves_no_process_behind(tmp_path):
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from test_evaluationruns import sleep\n"
+        "from BoneReconstructionLib.evaluationruns import outcomes_of\n"
+        "if __name__ == '__main__':\n"
+        "    list(outcomes_of([(sys.argv[1],), (sys.argv[1],)], 2, sleep))\n"
+    )
+    (tmp_path / "run.py").write_text(script, encoding="utf-8")
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    killed = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(seen), *sys.path])
+    try:
+        assert wait_for(lambda: len(list(seen.iterdir())) == 2)
+    finally:
+        killed.kill()
+        killed.wait()
+    workers = [int(path.name) for path in seen.iterdir()]
+    assert wait_for(lambda: not any(map(running, workers)))
+
+
+def wait_for(condition, patience_s=60):
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + patience_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def running(number):
+    """Whether a process runs; one that has ended but was not asked for its status does not."""
+    try:
+        status = Path(f"/proc/{number}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_an_unexpected_error_is_named():

@@ -10,6 +10,8 @@ import re
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from BoneReconstructionLib.comparison import read_bone
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES, side_to_right
@@ -41,6 +43,7 @@ COLUMNS = (
 )
 # All of the bone is seen, so that the fit may end with less trust in the prior, which draws angles towards the mean.
 NOISE_MM = (*FIT_NOISE_MM, 0.2, 0.15, 0.1, 0.1)
+ON_SURFACE_MM = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +107,11 @@ def measure_tibia(surface, side="auto", accept_side=False, report=lambda stage, 
     fitted = fit(
         prior, visible, found.start, noise_mm=NOISE_MM, report=lambda fraction: report("fitting", 0.6 * fraction)
     )
-    followed = transformed(with_residual(prior, fitted, visible).surface, side_to_right(side))
+    followed = with_residual(prior, fitted, visible).surface
+    # What the residual leaves over is noise of the fit; widths would tell it from copy to copy of a bone.
+    feet, distance, _ = visible.locator.closest(followed.vertices)
+    vertices = np.where(distance[:, None] < ON_SURFACE_MM, feet, followed.vertices)
+    followed = transformed(Surface(vertices, followed.faces), side_to_right(side))
     report("measuring", 0.0)
     landmarks = TibiaLandmarks(prior.mean, prior.faces)
     widths = intervals(prior, fitted, landmarks.measure)
