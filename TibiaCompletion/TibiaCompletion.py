@@ -755,7 +755,7 @@ class TibiaCompletionTest(ScriptedLoadableModuleTest):
         from BoneReconstructionLib.shapeprior import load_leg_prior
         from BoneReconstructionLib.surfaces import Surface
 
-        prior = load_leg_prior("tibia-prior")
+        prior = load_leg_prior()
         rasFromStandard = np.eye(4)
         rasFromStandard[:3, :3] = rotation_about((1.0, 0.0, 0.0), np.deg2rad(20))
         rasFromStandard[:3, 3] = 80, -40, 30

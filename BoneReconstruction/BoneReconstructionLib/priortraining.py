@@ -41,7 +41,7 @@ from BoneReconstructionLib.shapefitting import (
     with_residual,
     without_band,
 )
-from BoneReconstructionLib.shapeprior import Kernel, ShapePrior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, Kernel, ShapePrior
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_areas, vertex_normals
 from BoneReconstructionLib.tibiameasurements import PUBLISHED, TibiaLandmarks
@@ -572,7 +572,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--output",
         metavar="DIR",
-        default=str(Path(__file__).parent / "models" / "tibia-prior"),
+        default=str(Path(__file__).parent / "models" / TIBIA_PRIOR),
         help="the model's folder; a model in it is replaced (default: the bundled one)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random people that are measured")

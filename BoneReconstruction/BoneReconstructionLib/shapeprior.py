@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from BoneReconstructionLib import modelzoo
 from BoneReconstructionLib.threads import together
 
+TIBIA_PRIOR = "tibia-prior"  # the bundled model of tibia and fibula
 KERNEL_NODES = 300
 CG_TOLERANCE = 1e-4
 FIBULA_SHIFT_SD_MM = (2.0, 2.0, 3.0)
@@ -160,7 +161,7 @@ def load_prior(model_id, bone):
     """Load a bone's prior out of a checked model folder.
 
     Args:
-        model_id: e.g. "tibia-prior".
+        model_id: e.g. `TIBIA_PRIOR`.
         bone: "tibia" or "fibula".
 
     Raises:
@@ -192,7 +193,7 @@ def with_torsion(prior):
     return replace(prior, modes=np.concatenate([twist[None], prior.modes]))
 
 
-def load_leg_prior(model_id):
+def load_leg_prior(model_id=TIBIA_PRIOR):
     """Load tibia and fibula as one prior of two parts, 0 and 1, whose modes they share.
 
     Further modes move the fibula rigidly beside the tibia and lengthen it, because how the two lie is known of few

@@ -20,11 +20,10 @@ from BoneReconstructionLib.fracturecuts import NoiseField, noise_field
 from BoneReconstructionLib.fracturekinds import KINDS, FractureRanges, Planner
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.shapefitting import VisibleSurface, start
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import Surface, largest_component, transformed
 from BoneReconstructionLib.volumes import Volume, bounding_box
 
-PRIOR_MODEL = "tibia-prior"
 DISTANCE_SPACING_MM = 3.0
 POINT_SPACING_MM = 1.5
 SECTION_HALF_MM = 3.0
@@ -156,7 +155,7 @@ class _Bone:
     def __init__(self, surface, side):
         mirror = side_to_right(side)
         right = transformed(surface, mirror)
-        pose = start(load_prior(PRIOR_MODEL, "tibia"), VisibleSurface.whole(right))
+        pose = start(load_prior(TIBIA_PRIOR, "tibia"), VisibleSurface.whole(right))
         rigid = pose.copy()
         rigid[:3, :3] /= np.cbrt(np.linalg.det(pose[:3, :3]))
         self.right_from_ras = np.linalg.inv(rigid) @ mirror

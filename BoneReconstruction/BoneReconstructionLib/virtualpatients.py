@@ -14,7 +14,7 @@ from BoneReconstructionLib.ctrendering import VirtualLeg, render_ct
 from BoneReconstructionLib.jointphantoms import JointPhantoms
 from BoneReconstructionLib.modelzoo import find_model
 from BoneReconstructionLib.priorsampling import random_weights
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.softtissue import SOLE_MM, muscle_depth
 
 BONES = ("tibia", "fibula")
@@ -113,7 +113,7 @@ class VirtualPatients:
         InputError: the model's weights are missing or altered.
     """
 
-    def __init__(self, model_id="tibia-prior", device="cpu", ranges=PatientRanges()):
+    def __init__(self, model_id=TIBIA_PRIOR, device="cpu", ranges=PatientRanges()):
         self.device = torch.device(device)
         self.ranges = ranges
         self.priors = {bone: load_prior(model_id, bone) for bone in BONES}

@@ -22,7 +22,7 @@ from BoneReconstructionLib.frames import SIDES, side_to_right
 from BoneReconstructionLib.jobs import OutputFolder, Progress
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_areas, volume_mm3
 from BoneReconstructionLib.tibiameasurements import DEFINITIONS, TibiaLandmarks
@@ -40,7 +40,6 @@ from TibiaCompletionLib.case import NEIGHBOURS, beyond_cuts, check_visible_lengt
 from TibiaCompletionLib.confidence import joint_warnings
 from TibiaCompletionLib.measuring import GEOMETRY, MARKUPS, TABLE, write_measurements
 from TibiaCompletionLib.plausibility import (
-    MODEL_ID,
     check_other_tibia,
     leak_warnings,
     leaks,
@@ -236,7 +235,7 @@ def complete_tibia(request, folder, report):
     arrays = {DISTANCE_ARRAY: distance} | ({} if sigma is None else {SIGMA_ARRAY: sigma})
     write_surface(folder / "tibia.vtp", predicted, arrays)
     if completion.measured:
-        prior = load_prior(MODEL_ID, "tibia")
+        prior = load_prior(TIBIA_PRIOR, "tibia")
         widths = {name: width for name, (_, width) in completion.measured.items()}
         landmarks = TibiaLandmarks(prior.mean, prior.faces)
         write_measurements(folder, side, landmarks.measurements(whole.vertices, side, widths))
@@ -305,7 +304,7 @@ def without_unseen_ends(completion, beyond):
     """
     if not completion.measured:
         return completion
-    tibia = load_prior(MODEL_ID, "tibia")
+    tibia = load_prior(TIBIA_PRIOR, "tibia")
     landmarks = TibiaLandmarks(tibia.mean, tibia.faces)
     seen = all(np.mean(beyond[vertices]) < 0.5 for vertices in vars(landmarks).values())
     return completion if seen else replace(completion, measured={})
@@ -330,7 +329,7 @@ def cautions(case, completion, left_out):
             unit = DEFINITIONS[name].unit
             sentences.append(f"The {name} of the bone is not shown by what is visible: +/- {width:.0f} {unit} (95 %).")
     if completion.sigma_mm is not None:
-        tibia = load_prior(MODEL_ID, "tibia")
+        tibia = load_prior(TIBIA_PRIOR, "tibia")
         sigma = np.where(left_out, 0.0, completion.sigma_mm)
         sentences += joint_warnings(sigma, TibiaLandmarks(tibia.mean, tibia.faces))
     return sentences

@@ -19,11 +19,11 @@ from BoneReconstructionLib.jobs import RESULT, OutputFolder, Progress
 from BoneReconstructionLib.markups import MARKUPS_SUFFIX, write_markup
 from BoneReconstructionLib.shapefitting import FIT_NOISE_MM, VisibleSurface, fit, with_residual
 from BoneReconstructionLib.shapeposterior import intervals
-from BoneReconstructionLib.shapeprior import load_prior, with_torsion
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior, with_torsion
 from BoneReconstructionLib.surfaces import Surface, transformed, volume_mm3
 from BoneReconstructionLib.tibiameasurements import Measurement, TibiaLandmarks
 from BoneReconstructionLib.version import VERSION
-from TibiaCompletionLib.plausibility import MODEL_ID, WHOLE
+from TibiaCompletionLib.plausibility import WHOLE
 from TibiaCompletionLib.sidedness import detect_side, named_side
 
 STAGES = {"reading": 1, "finding the pose": 4, "fitting": 6, "measuring": 2}
@@ -103,7 +103,7 @@ def measure_tibia(surface, side="auto", accept_side=False, report=lambda stage, 
             "The bone is only a part of a tibia: name the whole one, or predict it by complete-tibia first."
         )
     report("fitting", 0.0)
-    prior, visible = with_torsion(load_prior(MODEL_ID, "tibia")), tibia.visible(side)
+    prior, visible = with_torsion(load_prior(TIBIA_PRIOR, "tibia")), tibia.visible(side)
     fitted = fit(
         prior, visible, found.start, noise_mm=NOISE_MM, report=lambda fraction: report("fitting", 0.6 * fraction)
     )

@@ -15,10 +15,9 @@ from BoneReconstructionLib.distances import SurfaceLocator, closest_points
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES, side_to_right, similarity_from_points, transform_points
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit, spread_over, start
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed
 
-MODEL_ID = "tibia-prior"
 # The modes' fit has only to tell bones apart, so it ends where their own inaccuracy does.
 MODES_NOISE_MM = (3.0, 2.0, 1.5, 1.0, 1.0)
 COMPARED_POINTS = 2000
@@ -102,7 +101,7 @@ def likeness(visible):
     Returns:
         Likeness.
     """
-    prior = replace(load_prior(MODEL_ID, "tibia"), kernels=())
+    prior = replace(load_prior(TIBIA_PRIOR, "tibia"), kernels=())
     matrix = start(prior, visible)
     fitted = fit(prior, visible, matrix, visible.pieces > 1, noise_mm=MODES_NOISE_MM)
     placed = visible.reduced(fitted.motions)
@@ -285,7 +284,7 @@ def _visible_voxels(case, side):
 
 def _place(points, surface):
     """Where points lie outside a fitted right tibia: "proximal third, posterior" and the like."""
-    prior = load_prior(MODEL_ID, "tibia")
+    prior = load_prior(TIBIA_PRIOR, "tibia")
     to_standard = np.linalg.inv(similarity_from_points(prior.mean, surface.vertices))
     offset = (points - closest_points(points, surface)[0]) @ to_standard[:3, :3].T
     height = transform_points(to_standard, points)[:, 2].mean()

@@ -16,7 +16,7 @@ from BoneReconstructionLib.shapefitting import (
     with_residual,
 )
 from BoneReconstructionLib.shapeposterior import intervals
-from BoneReconstructionLib.shapeprior import ShapePrior, load_leg_prior, load_prior, with_torsion
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, ShapePrior, load_leg_prior, load_prior, with_torsion
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.threads import together
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
@@ -25,7 +25,6 @@ from TibiaCompletionLib.crosssections import continued
 from TibiaCompletionLib.otherleg import expecting, fit_other_leg
 from TibiaCompletionLib.visiblebone import measured_in_ct
 
-MODEL_ID = "tibia-prior"
 # Half the log evidence that a rigid motion costs: it must explain the visible bone better than by chance, six numbers
 # each known a few dozen times better from the data than before.
 COST_OF_A_MOTION = 20.0
@@ -83,11 +82,11 @@ def complete_by_prior(case, side, matrix, report):
     Returns:
         Completion.
     """
-    tibia = with_torsion(load_prior(MODEL_ID, "tibia"))
+    tibia = with_torsion(load_prior(TIBIA_PRIOR, "tibia"))
     landmarks = TibiaLandmarks(tibia.mean, tibia.faces)
     size = np.eye(4)
     shown, fibula = case.visible(side), case.neighbour("fibula", side)
-    prior = tibia if fibula is None else with_torsion(load_leg_prior(MODEL_ID))
+    prior = tibia if fibula is None else with_torsion(load_leg_prior())
     contacts = joint_contacts(case, side, landmarks)
 
     def with_fibula(bone):
@@ -172,7 +171,7 @@ def joint_contacts(case, side, landmarks):
 
 def complete_by_prototype(case, side, matrix, report):
     """Register the prototype, the prior's mean bone, by a similarity alone (the paper's method P)."""
-    prior = load_prior(MODEL_ID, "tibia")
+    prior = load_prior(TIBIA_PRIOR, "tibia")
     rigid = replace(prior, modes=prior.modes[:0], kernels=())
     return _completion(prior, fit(rigid, case.visible(side), matrix, report=report))
 

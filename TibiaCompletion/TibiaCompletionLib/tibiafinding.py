@@ -36,7 +36,6 @@ from TibiaCompletionLib.tibiasearch import (
 )
 from TibiaCompletionLib.tibiasegment import segment
 
-MODEL_ID = "tibia-prior"
 LABELS = {"right": 1, "left": 2}
 STAGES = {"reading": 3, "searching": 4, "fitting": 6, "segmenting": 6, "writing": 2}
 FILES = ("tibiae.nii.gz", "result.json")
@@ -136,7 +135,7 @@ def find_tibiae(ct, side="auto", report=lambda stage, fraction: None):
 
 @lru_cache(maxsize=1)
 def _leg_prior():
-    return load_leg_prior(MODEL_ID)  # its kernels' basis takes a second
+    return load_leg_prior()  # its kernels' basis takes a second
 
 
 def _check_hounsfield(array):

@@ -18,7 +18,7 @@ from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.jobs import RESULT, Progress
 from BoneReconstructionLib.modelzoo import Model
 from BoneReconstructionLib.shapefitting import spread_over
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.tensorfiles import read_tensors, write_atomically, write_tensors
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.virtualpatients import VirtualPatients
@@ -325,7 +325,7 @@ class TibiaTraining:
 
     @cached_property
     def _prior(self):
-        return load_prior("tibia-prior", "tibia")
+        return load_prior(TIBIA_PRIOR, "tibia")
 
     @cached_property
     def _points(self):

@@ -9,7 +9,7 @@ from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.shapefitting import VisibleSurface, start
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop
 from TibiaCompletionLib.evaluation.registration import laid_on
@@ -79,7 +79,7 @@ def mirror(case):
     """
     if case.other_tibia is None:
         raise InputError("There is no other leg to mirror.")
-    prior = load_prior("tibia-prior", "tibia")
+    prior = load_prior(TIBIA_PRIOR, "tibia")
     to_right = side_to_right(case.key.side)
     from_other = side_to_right("left" if case.key.side == "right" else "right")
     visible = case.completion_input.visible(case.key.side)

@@ -8,7 +8,7 @@ import numpy as np
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.shapefitting import VisibleSurface, start
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.surfaces import Surface, transformed
 
@@ -97,7 +97,7 @@ def read_leg(folder, subject, side):
     other = _path(folder, "tibia", subject, "left" if side == "right" else "right")
     mirror = side_to_right(side)
     right = transformed(tibia, mirror)
-    matrix = start(load_prior("tibia-prior", "tibia"), VisibleSurface.whole(right))
+    matrix = start(load_prior(TIBIA_PRIOR, "tibia"), VisibleSurface.whole(right))
     linear = (mirror @ matrix)[:3, :3]
     axes = (linear / np.linalg.norm(linear, axis=0)).T
     origin = transform_points(mirror, matrix[None, :3, 3])[0]

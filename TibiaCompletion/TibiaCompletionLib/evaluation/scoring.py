@@ -13,7 +13,7 @@ from BoneReconstructionLib.imagemetrics import psnr, windowed
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit, start, with_residual
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import transformed, vertex_areas
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
 from BoneReconstructionLib.volumes import Volume, resample
@@ -79,7 +79,7 @@ class Truth:
     @cached_property
     def measurements(self):
         """{name of `PUBLISHED`: value} of the true bone, by the prior fitted to all of it."""
-        prior = load_prior("tibia-prior", "tibia")
+        prior = load_prior(TIBIA_PRIOR, "tibia")
         right = transformed(self.leg.tibia, side_to_right(self.leg.side))
         visible = VisibleSurface.whole(right)
         fitted = with_residual(prior, fit(prior, visible, start(prior, visible)), visible)

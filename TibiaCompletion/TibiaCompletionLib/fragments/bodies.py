@@ -10,6 +10,7 @@ from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.shapefitting import spread_over
 from BoneReconstructionLib.surfaces import vertex_normals
+from TibiaCompletionLib.fragments.edges import FragmentEdges
 
 # Farther than this a vertex's plane says nothing of the distance to the surface.
 PLANE_REACH_MM = 8.0
@@ -22,11 +23,13 @@ class Body:
 
     Args:
         surface: closed, faces outward, mm.
+        edges: `FragmentEdges` of its vertices in the same frame; None: the surface is exact.
     """
 
-    def __init__(self, surface):
+    def __init__(self, surface, edges=None):
         self.surface = surface
         self.normals = vertex_normals(surface)
+        self.edges = edges or FragmentEdges.exact(surface)
 
     @cached_property
     def locator(self):
@@ -37,6 +40,25 @@ class Body:
     def tree(self):
         """Finds closest vertices."""
         return cKDTree(self.surface.vertices)
+
+    @cached_property
+    def _edge_tree(self):
+        return cKDTree(self.edges.points)
+
+    def nearest_edge(self, points):
+        """How far points are from the plane of the closest edge in the CT.
+
+        Args:
+            points: (n, 3) in the body's frame, mm.
+
+        Returns:
+            (signed distances (n,) in mm, positive outside, outward unit normals (n, 3), trust (n,) of these edges, see
+            `FragmentEdges`; 0 beyond `PLANE_REACH_MM`).
+        """
+        distance, vertex = self._edge_tree.query(points)
+        normals = self.normals[vertex]
+        away = ((points - self.edges.points[vertex]) * normals).sum(1)
+        return away, normals, np.where(distance < PLANE_REACH_MM, self.edges.trust[vertex], 0.0)
 
     def nearest(self, points, exact=True):
         """How far points are from the surface.

@@ -13,6 +13,7 @@ from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.volumes import Volume, read_geometry, read_masks, read_volume, resample, write_volume
 from TibiaCompletionLib.fragments.assessment import FIGURES
+from TibiaCompletionLib.fragments.edges import fragment_edges
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.results import SPLIT, TABLE, TARGET, write_reduction
 from TibiaCompletionLib.fragments.splitcommand import add_fracture_argument, read_fracture
@@ -53,10 +54,9 @@ def reduce_fragments(ct, fragments, completion, folder, report, fracture=None):
     masks = read_masks(fragments)
     for name, mask in masks.items():
         _check_in_ct(name, mask, shape, ijk_to_ras)
-    crumbs = ()
+    crumbs, image = (), read_volume(ct)
     if len(masks) == 1:
         (mask,) = masks.values()
-        image = read_volume(ct)
         report("telling the fragments apart", 0.0)
         found = split(resample(mask, shape, ijk_to_ras, "antialiased"), image, read_fracture(fracture, image))
         crumbs, labels = found.crumbs, found.labels
@@ -75,7 +75,9 @@ def reduce_fragments(ct, fragments, completion, folder, report, fracture=None):
     surfaces = [fragment_surface(mask) for mask in masks.values()]
     report("reducing", 0.0)
     target = make_target(surface, side, ras_to_standard)
-    reduction = reduce(target, surfaces, motions, lambda fraction: report("reducing", 0.2 + 0.8 * fraction))
+    edges = fragment_edges(surfaces, image)
+    report("reducing", 0.3)
+    reduction = reduce(target, surfaces, motions, edges, lambda fraction: report("reducing", 0.4 + 0.6 * fraction))
     report("writing", 0.0)
     records = write_reduction(folder, list(masks), reduction)
     result = {

@@ -14,12 +14,14 @@ from TibiaCompletionLib.fragments.bodies import inverse, turned_about
 
 # Cosine between normals from which on two surfaces look the same way.
 AGREEMENT = 0.6
-# Broken faces that fit lie this far apart in a CT's segmentation.
-FACES_APART_MM = 0.3
+# Edges of broken faces that fit lie this far apart: bone is lost between them, but a CT's blur shows them too far out.
+FACES_APART_MM = -0.15
 # Deeper inside a neighbour the closest point of its surface no longer tells the way out.
 DEEPEST_MM = 8.0
-# Standard deviations of the distances, mm, in each step of a search with few points and of the fit with many.
+# Standard deviations of the distances, mm, in each step of a search with few points and of the fit with many. What is
+# as large as a small fragment itself would wash it out.
 SEARCH_MM = (8.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 2.0)
+SMALL_SEARCH_MM = (3.0, 2.5, 2.0, 2.0, 2.0, 2.0)
 FIT_MM = (2.0, 1.5, 1.2, 1.0, 0.8, 0.7, 0.7, 0.7)
 SEARCH_POINTS, FIT_POINTS = 300, 800
 # The search starts from each given motion, moved along and turned about the bone's long axis.
@@ -55,16 +57,23 @@ def rows_on_bone(bone, points, normals, sd, exact=True):
     return outward, distance, weight / sd**2
 
 
-def rows_on_neighbour(body, pose, points, normals, sd, exact=True):
-    """The same against a neighbour at its pose; points beside it without looking against it do not count."""
-    distance, outward = body.nearest(transform_points(inverse(pose), points), exact)
+def rows_on_neighbour(body, pose, points, normals, trust, sd):
+    """The same against a neighbour at its pose; points beside it without looking against it do not count.
+
+    Args:
+        body, pose: the neighbour.
+        points, normals, sd: as in `rows_on_bone`.
+        trust: (n,) of the points, see `FragmentEdges`; of a point and the neighbour's edge the lesser counts.
+    """
+    distance, outward, theirs = body.nearest_edge(transform_points(inverse(pose), points))
     outward = outward @ pose[:3, :3].T
     against = (normals * outward).sum(1) < -AGREEMENT
-    inside = (distance < 0) & (distance > -DEEPEST_MM)
-    residual = np.where(against, distance - FACES_APART_MM, np.minimum(distance, 0.0))
+    apart = distance - FACES_APART_MM
+    residual = np.where(against, apart, np.minimum(apart, 0.0))
     weight = np.where(against, 1 / (1 + (residual / sd) ** 2) ** 2, 0.0)
+    inside = (apart < 0) & (apart > -DEEPEST_MM)
     weight = np.where(inside, np.maximum(weight, 1 / (1 + (residual / (3 * sd)) ** 2)), weight)
-    return outward, residual, weight / sd**2
+    return outward, residual, weight * np.minimum(trust, theirs) / sd**2
 
 
 def lever(points, centre, directions):
@@ -88,10 +97,11 @@ def settled(bone, neighbours, body, chosen, pose, steps, exact=True):
         (4, 4) pose.
     """
     for sd in steps:
-        points = transform_points(pose, body.surface.vertices[chosen])
+        points = transform_points(pose, body.edges.points[chosen])
         normals = body.normals[chosen] @ pose[:3, :3].T
         rows = [rows_on_bone(bone, points, normals, sd, exact)]
-        rows += [rows_on_neighbour(other, place, points, normals, sd, exact) for other, place in neighbours]
+        trust = body.edges.trust[chosen]
+        rows += [rows_on_neighbour(other, place, points, normals, trust, sd) for other, place in neighbours]
         centre = points.mean(0)
         jacobian = np.concatenate([lever(points, centre, directions) for directions, _, _ in rows])
         residual, weight = (np.concatenate(part) for part in list(zip(*rows, strict=True))[1:])
@@ -107,7 +117,7 @@ def settled(bone, neighbours, body, chosen, pose, steps, exact=True):
 
 def misfit(bone, neighbours, body, chosen, pose, exact=True):
     """Share of a fragment's points that nothing explains, with what sticks out on top; as in `settled`."""
-    points = transform_points(pose, body.surface.vertices[chosen])
+    points = transform_points(pose, body.edges.points[chosen])
     normals = body.normals[chosen] @ pose[:3, :3].T
     distance, outward = bone.nearest(points, exact)
     agree = (normals * outward).sum(1) > AGREEMENT
@@ -143,17 +153,24 @@ def place(bone, neighbours, body, motions):
         far = min(_travel(pose, motion, centre) for motion in motions) if neighbours else 0.0
         return misfit(bone, neighbours, body, chosen, pose, exact) + MOTION_COST * far
 
-    found = [settled(bone, neighbours, body, few, start, SEARCH_MM, False) for start in _starts(bone, body, motions)]
+    elongated = _elongated(body)
+    steps = SEARCH_MM if elongated else SMALL_SEARCH_MM
+    starts = _starts(bone, body, motions, elongated)
+    found = [settled(bone, neighbours, body, few, start, steps, False) for start in starts]
     best = _different(sorted(found, key=lambda pose: cost(pose, few, False)))[:FITTED_POSES]
     fitted = [settled(bone, neighbours, body, many, pose, FIT_MM) for pose in best]
     return min(fitted, key=lambda pose: cost(pose, many, True))
 
 
-def _starts(bone, body, motions):
-    """Poses (4, 4) from which a fragment's place is searched."""
+def _elongated(body):
     vertices = body.surface.vertices[body.spread(FIT_POINTS)]
     extent = np.linalg.svd(vertices - vertices.mean(0), full_matrices=False)[1]
-    elongated = extent[0] > ELONGATED * extent[1]
+    return extent[0] > ELONGATED * extent[1]
+
+
+def _starts(bone, body, motions, elongated):
+    """Poses (4, 4) from which a fragment's place is searched."""
+    vertices = body.surface.vertices[body.spread(FIT_POINTS)]
     bases = list(motions)
     if elongated:
         bases += [_along_bone(bone, transform_points(motion, vertices)) @ motion for motion in motions]

@@ -29,6 +29,8 @@ FACE_REACH_MM, FACE_REACH_SD = 1.5, 2.5
 # close in the CT, so that all of two faces, however large and however far apart, tell 1 / mm^2 as much as this.
 INDEPENDENT_SHARE = 0.05
 FACE_INFORMATION = 2.0
+# Fewer edges that fit than that tell less.
+LEAST_MATCHED = 20.0
 # What no row holds stays: standard deviations of a step, mm, and mm at this distance from the centre.
 STEP_MM, ARM_MM = 10.0, 30.0
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
@@ -81,7 +83,7 @@ class _State:
             self.pivots.append(np.concatenate(own).mean(0) if own else centre)
 
     def _points(self, number, index):
-        return transform_points(self.poses[number], self.bodies[number].surface.vertices[index])
+        return transform_points(self.poses[number], self.bodies[number].edges.points[index])
 
     def _normals(self, number, index):
         return self.bodies[number].normals[index] @ self.poses[number][:3, :3].T
@@ -110,11 +112,11 @@ class _State:
         """{(fragment, neighbour): vertices of the fragment that lie too deep in the neighbour}; empty if none does."""
         found = {}
         for a, b in self.faces:
-            index, distance = near(self.bodies[a], self.poses[a], self.bodies[b], self.poses[b], 3 * ALLOWED_MM)
-            index = index[distance < 0]
+            index = self.faces[a, b]
             local = transform_points(inverse(self.poses[b]), self._points(a, index))
-            depth = -self.bodies[b].locator.signed(local) if len(index) else np.zeros(0)
-            if len(depth) and depth.max() > ALLOWED_MM:
+            depth, _, theirs = self.bodies[b].nearest_edge(local)
+            depth = np.where(np.minimum(self.bodies[a].edges.trust[index], theirs) == 1, -depth, 0.0)
+            if depth.max() > ALLOWED_MM:
                 found[a, b] = index[np.argsort(-depth)[:PARTING_POINTS]]
         return found
 
@@ -145,7 +147,7 @@ class _State:
             self._add_faces(add, a, b, index, sd)
         for (a, b), index in (inside or {}).items():
             points = self._points(a, index)
-            distance, outward = self.bodies[b].nearest(transform_points(inverse(self.poses[b]), points))
+            distance, outward, _ = self.bodies[b].nearest_edge(transform_points(inverse(self.poses[b]), points))
             outward = outward @ self.poses[b][:3, :3].T
             blocks = [(12 * a, lever(points, self.centres[a], outward))]
             blocks += [(12 * b, -lever(points, self.centres[b], outward))]
@@ -161,12 +163,11 @@ class _State:
     def _add_faces(self, add, a, b, index, sd):
         points = self._points(a, index)
         directions, residual, weight = rows_on_neighbour(
-            self.bodies[b], self.poses[b], points, self._normals(a, index), sd
+            self.bodies[b], self.poses[b], points, self._normals(a, index), self.bodies[a].edges.trust[index], sd
         )
         blocks = [(12 * a, lever(points, self.centres[a], directions))]
         blocks += [(12 * b, -lever(points, self.centres[b], directions))]
-        share = weight / max(weight.sum(), 1e-12)
-        add(blocks, residual, FACE_INFORMATION * share)
+        add(blocks, residual, FACE_INFORMATION * weight / max(weight.sum(), LEAST_MATCHED / sd**2))
 
     def _slip(self, number):
         """(6,) shift, mm, and turn, radians, of a fragment's part of the prediction."""

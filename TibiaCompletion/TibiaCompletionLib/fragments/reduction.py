@@ -54,7 +54,7 @@ class Reduction:
         return [transformed(body.surface, back) for body in self.bodies]
 
 
-def reduce(target, surfaces, motions=(), report=lambda fraction: None):
+def reduce(target, surfaces, motions=(), edges=None, report=lambda fraction: None):
     """Bring fragments to their places.
 
     The largest goes to the target alone, the others in falling order of volume to the target and beside those that
@@ -65,6 +65,8 @@ def reduce(target, surfaces, motions=(), report=lambda fraction: None):
         surfaces: closed surfaces of the fragments where they lie in the CT, RAS mm, from `splitting.fragment_surface`.
         motions: (4, 4) rigid motions in RAS, mm, that may have brought one or other of them nearly to its place, as
             `shapecompletion.Completion` knows of the visible pieces.
+        edges: list of `FragmentEdges` of the surfaces in the CT, from `edges.fragment_edges`; None: the surfaces are
+            exact.
         report: called with the fraction done.
 
     Returns:
@@ -73,7 +75,10 @@ def reduce(target, surfaces, motions=(), report=lambda fraction: None):
     Raises:
         InputError: the largest fragment is no part of the target.
     """
-    bodies = [Body(transformed(surface, target.axes_from_ras)) for surface in surfaces]
+    bodies = [
+        Body(transformed(surface, target.axes_from_ras), edge and edge.transformed(target.axes_from_ras))
+        for surface, edge in zip(surfaces, edges or [None] * len(surfaces), strict=True)
+    ]
     order = np.argsort([-volume_mm3(body.surface) for body in bodies], kind="stable")
     ordered = [bodies[number] for number in order]
     given = [np.eye(4), *(target.motion_from_ras(motion) for motion in motions)]

@@ -7,11 +7,10 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.frames import side_to_right
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import transformed
 from BoneReconstructionLib.tibiameasurements import TibiaLandmarks
 from TibiaCompletionLib.fragments.bodies import Body
-from TibiaCompletionLib.plausibility import MODEL_ID
 from TibiaCompletionLib.tibiasegment import articular_surface
 
 
@@ -64,7 +63,7 @@ def make_target(surface, side, ras_to_standard):
         Target.
     """
     mirror = side_to_right(side)
-    prior, right = load_prior(MODEL_ID, "tibia"), transformed(surface, mirror)
+    prior, right = load_prior(TIBIA_PRIOR, "tibia"), transformed(surface, mirror)
     begin = mirror @ np.linalg.inv(ras_to_standard)
     fitted = fit(prior, VisibleSurface.whole(right), begin).surface.vertices
     axes = TibiaLandmarks(prior.mean, prior.faces).axes(fitted)

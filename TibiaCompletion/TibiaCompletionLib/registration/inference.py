@@ -11,14 +11,13 @@ from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import side_to_right
 from BoneReconstructionLib.imagemetrics import windowed
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import Surface, largest_component, transformed
 from BoneReconstructionLib.volumes import Volume, resample
 from TibiaCompletionLib.networkmodels import find_network, grid_of, load_network
 from TibiaCompletionLib.registration import refinement
 from TibiaCompletionLib.registration.network import affine_matrix, averaged, sample
 from TibiaCompletionLib.registration.training import register_directly
-from TibiaCompletionLib.shapecompletion import MODEL_ID as PRIOR_ID
 from TibiaCompletionLib.shapecompletion import Completion
 from TibiaCompletionLib.standardgrid import STANDARD_GRID
 from TibiaCompletionLib.trainingdata import SURFACE_LEVEL, on_grid
@@ -56,9 +55,9 @@ def complete_by_refined_stn(case, side, matrix, report):
 
 def refined_prototype(model):
     """Surface that the refined LocNet is asked for: the mean bone, or the prototype of the STN that it learned from."""
-    if PRIOR_ID not in model.card["trained_with"]:
+    if TIBIA_PRIOR not in model.card["trained_with"]:
         return prototype_surface(find_network(STN_ID))
-    prior = load_prior(PRIOR_ID, "tibia")
+    prior = load_prior(TIBIA_PRIOR, "tibia")
     return Surface(prior.mean, prior.faces)
 
 

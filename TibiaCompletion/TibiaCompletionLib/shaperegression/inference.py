@@ -5,11 +5,10 @@ import torch
 
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.shapefitting import VisibleSurface, both, fit, spread_over, with_residual
-from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.volumes import Volume, resample
 from TibiaCompletionLib.networkmodels import find_network, grid_of, load_network
-from TibiaCompletionLib.shapecompletion import MODEL_ID as PRIOR_ID
 from TibiaCompletionLib.shapecompletion import Completion
 from TibiaCompletionLib.standardgrid import STANDARD_GRID
 from TibiaCompletionLib.trainingdata import on_grid
@@ -37,7 +36,7 @@ def complete_by_regression(case, side, matrix, report):
     Raises:
         InputError: the model is missing or altered.
     """
-    prior, model = load_prior(PRIOR_ID, "tibia"), find_network(MODEL_ID)
+    prior, model = load_prior(TIBIA_PRIOR, "tibia"), find_network(MODEL_ID)
     regressor, grid = load_network(model), grid_of(model.card["network"]["grid"])
     report(0.2)
     masks = case_masks(case, side, matrix, grid)
