@@ -18,9 +18,9 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
 )
 
-from BiplanarReconLib.scene import layouts, reconstructions, samples, simulating, words, xrays
+from BiplanarReconLib.scene import comparisons, landmarks, layouts, reconstructions, samples, simulating, words, xrays
 from BiplanarReconLib.xrayrecords import FRONTAL, LATERAL, VIEWS_OF, cautions
-from BoneReconstruction import BoneReconstructionLogic, JobPanelWidget
+from BoneReconstruction import Alignment, JobPanelWidget
 from BoneReconstructionLib import scene
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES
@@ -207,12 +207,16 @@ class BiplanarReconParameterNode:
         relation, boneLooks: of image files to be loaded.
         frontalPreset, lateralPreset: to be taken at the press of a button.
         patientAxes: which axes of a calibration's frame point to the patient's right, front and head.
+        landmarks: where the search for the knee begins, see `scene.landmarks`; None: it finds the knee by itself.
         boneOpacity: of the bones, 0 to 1.
         outlinesVisible: whether projected outlines are drawn on the X-rays.
         deviationVisible: whether bones are coloured by their standard deviation, from 0 to deviationRange mm.
-        comparedBone, reference: what is compared.
+        reference: what the bones are compared with; comparedBone: the bone of a reference that is a model.
+        comparisonAlignment: how each bone is brought to its reference before.
+        heatmapVisible: whether compared bones are drawn in their distance to the reference, in place of the plain ones.
+        heatmapRange: its colours run from minus to plus this distance, mm.
         ct: HU, to make X-rays of; simulationAngle: between the views, degrees; simulationSeed: of noise and conditions.
-        resultTable, resultRecord: of the reconstruction that is shown.
+        resultTable, resultRecord: of the reconstruction that is shown; comparisonRecord: of its comparison.
     """
 
     frontal: slicer.vtkMRMLScalarVolumeNode
@@ -222,12 +226,16 @@ class BiplanarReconParameterNode:
     frontalPreset: Preset = Preset("ssr-kd")
     lateralPreset: Preset = Preset("ssr-kd")
     patientAxes: str
+    landmarks: slicer.vtkMRMLMarkupsFiducialNode
     boneOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 1.0
     outlinesVisible: bool = True
     deviationVisible: bool = False
     deviationRange: Annotated[float, WithinRange(0.1, 20.0)] = 2.0
-    comparedBone: Bone = Bone.FEMUR
     reference: slicer.vtkMRMLModelNode | slicer.vtkMRMLSegmentationNode | None
+    comparedBone: Bone = Bone.FEMUR
+    comparisonAlignment: Alignment = Alignment.NONE
+    heatmapVisible: bool = True
+    heatmapRange: Annotated[float, WithinRange(0.1, 20.0)] = comparisons.HEATMAP_RANGE_MM
     ct: slicer.vtkMRMLScalarVolumeNode
     simulationPreset: Preset = Preset("ssr-kd")
     simulationFrontal: FrontalView = FrontalView.AP
@@ -237,12 +245,13 @@ class BiplanarReconParameterNode:
     simulationSeed: Annotated[int, WithinRange(0, 999999)] = 1
     resultTable: slicer.vtkMRMLTableNode
     resultRecord: slicer.vtkMRMLTextNode
+    comparisonRecord: slicer.vtkMRMLTextNode
 
 
 class BiplanarReconWidget(JobPanelWidget):
     """Panel of the reconstruction, in the order of the work.
 
-    One job runs at a time, a reconstruction or a simulation; Apply and the simulation's own button cancel it.
+    One job runs at a time: a reconstruction, a simulation or a comparison; Apply and the job's own button cancel it.
     """
 
     APPLY_TOOLTIP = _("Reconstruct the bones in a process of its own; the window stays free.")
@@ -252,6 +261,8 @@ class BiplanarReconWidget(JobPanelWidget):
         self._starter = None
         self._kind = ""
         self._showing = False
+        self._idleComparisonText = ""
+        self._followed = None
 
     def setup(self):
         """Build the panel."""
@@ -274,9 +285,11 @@ class BiplanarReconWidget(JobPanelWidget):
                     "valueChanged(double)", functools.partial(self.onValue, name, field)
                 )
         self.ui.sideSelector.connect("currentIndexChanged(int)", self.onSide)
+        self.ui.landmarksButton.connect("clicked(bool)", self.onLandmarksButton)
         self.ui.bothButton.connect("clicked(bool)", self.onBothButton)
         self.ui.simulateButton.connect("clicked(bool)", self.onSimulateButton)
         self.ui.compareButton.connect("clicked(bool)", self.onCompareButton)
+        self.ui.comparisonExportButton.connect("clicked(bool)", self.onComparisonExportButton)
         self._say("")
 
     def makeLogic(self):
@@ -285,7 +298,7 @@ class BiplanarReconWidget(JobPanelWidget):
     def onSceneEndClose(self, caller, event):
         """Called just after the scene was closed."""
         self._say("")
-        self.ui.xraysStateLabel.text = ""
+        self.ui.xraysStateLabel.text = self.ui.comparisonLabel.text = ""
         JobPanelWidget.onSceneEndClose(self, caller, event)
 
     def _of(self, name, suffix):
@@ -397,17 +410,38 @@ class BiplanarReconWidget(JobPanelWidget):
 
     def reasonNotToApply(self):
         node = self._parameterNode
-        return reconstructions.reasonNotToReconstruct(node.frontal, node.lateral, node.patientAxes)
+        return reconstructions.reasonNotToReconstruct(node.frontal, node.lateral, node.patientAxes, node.landmarks)
 
     def _checkCanApply(self, caller=None, event=None):
         JobPanelWidget._checkCanApply(self)
-        button = self.ui.simulateButton
-        if self.job is not None and self._kind == "simulating":
+        node = self._parameterNode
+        self._showButton(
+            "simulating",
+            self.ui.simulateButton,
+            _("Simulate X-rays"),
+            _("Make both X-rays in a process of its own; the window stays free."),
+            simulating.reasonNotToSimulate(node.ct),
+        )
+        result, compared = self._shown(node)
+        reason = comparisons.reasonNotToCompare(result, node.reference, node.comparedBone.value)
+        self._showButton(
+            "comparing",
+            self.ui.compareButton,
+            _("Compare"),
+            _("Measure each bone's distance to its reference in a process of its own; the window stays free."),
+            reason,
+        )
+        label, idle = self.ui.comparisonLabel, reason or (comparisons.signWords() if compared is not None else "")
+        if self.job is None and (reason or label.text == self._idleComparisonText):
+            label.text = idle
+        self._idleComparisonText = idle
+
+    def _showButton(self, kind, button, text, toolTip, reason):
+        """The button of one kind of job: what it starts, why it cannot, or Cancel while its job runs."""
+        if self.job is not None and self._kind == kind:
             button.text, button.toolTip, button.enabled = _("Cancel"), self.ui.applyButton.toolTip, True
             return
-        reason = simulating.reasonNotToSimulate(self._parameterNode.ct)
-        button.text = _("Simulate X-rays")
-        button.toolTip = reason or _("Make both X-rays in a process of its own; the window stays free.")
+        button.text, button.toolTip = text, reason or toolTip
         button.enabled = self.job is None and not reason
 
     def onApplyButton(self, checked=False):
@@ -416,14 +450,20 @@ class BiplanarReconWidget(JobPanelWidget):
 
     def onSimulateButton(self, checked=False):
         """Simulate X-rays, or Cancel."""
-        self._run(self._startSimulation)
-        self._say(self.ui.statusLabel.text)
+        self._say(self._run(self._startSimulation))
+
+    def onCompareButton(self, checked=False):
+        """Compare the bones with the reference, or Cancel."""
+        self.ui.comparisonLabel.text = self._run(self._startComparison)
 
     def _run(self, starter):
+        """Start a job, or cancel the running one; returns what the panel says of it."""
         self._starter = starter
         self.ui.applyButton.enabled = True  # it becomes Cancel, whatever is missing for a reconstruction
         JobPanelWidget.onApplyButton(self)
+        said = self.ui.statusLabel.text
         self._checkCanApply()
+        return said
 
     def startJob(self):
         return self._starter()
@@ -436,6 +476,7 @@ class BiplanarReconWidget(JobPanelWidget):
             node.lateral,
             self._record(FRONTAL).side,
             node.patientAxes,
+            node.landmarks,
             self.onProgress,
             self.onJobFinished,
         )
@@ -455,6 +496,18 @@ class BiplanarReconWidget(JobPanelWidget):
             self.onSimulationFinished,
         )
 
+    def _startComparison(self):
+        node = self._parameterNode
+        self._kind = "comparing"
+        return comparisons.startComparison(
+            reconstructions.fromRecord(node.resultRecord),
+            node.reference,
+            node.comparedBone.value,
+            node.comparisonAlignment.value,
+            self.onComparisonProgress,
+            self.onComparisonFinished,
+        )
+
     def onSimulationProgress(self, stage, progress, remaining):
         """The simulation reported."""
         self.onProgress(stage, progress, remaining)
@@ -464,12 +517,18 @@ class BiplanarReconWidget(JobPanelWidget):
         """The simulation ended."""
         engine = self.job.results.engine if state == "succeeded" else ""
         self.onJobFinished(state, message)
-        self._say(
-            {
-                "succeeded": _("Done, projected by {engine}.").format(engine=engine),
-                "cancelled": _("Cancelled; the scene is as it was."),
-            }.get(state, _("Failed: {message}").format(message=message))
-        )
+        self._say(words.endWords(state, message, _("Done, projected by {engine}.").format(engine=engine)))
+
+    def onComparisonProgress(self, stage, progress, remaining):
+        """The comparison reported."""
+        self.onProgress(stage, progress, remaining)
+        self.ui.comparisonLabel.text = self.ui.statusLabel.text
+
+    def onComparisonFinished(self, state, message):
+        """The comparison ended."""
+        self.onJobFinished(state, message)
+        done = _("Done. {sign}").format(sign=comparisons.signWords())
+        self.ui.comparisonLabel.text = words.endWords(state, message, done)
 
     def _say(self, text):
         self.ui.simulationLabel.text = text or words.engineWords()
@@ -480,16 +539,51 @@ class BiplanarReconWidget(JobPanelWidget):
             with slicer.util.NodeModify(node):
                 node.frontal, node.lateral = results.frontal, results.lateral
             return
-        previous = reconstructions.fromRecord(node.resultRecord)
+        previous, compared = self._shown(node)
+        if compared is not None:
+            comparisons.hide(compared)
+        if isinstance(results, comparisons.KneeComparison):
+            node.comparisonRecord = results.record
+            return
         with slicer.util.NodeModify(node):
-            node.resultTable, node.resultRecord = results.table, results.record
+            node.resultTable, node.resultRecord, node.comparisonRecord = results.table, results.record, None
         if previous is not None:
             reconstructions.hide(previous)
+
+    @staticmethod
+    def _shown(node):
+        """The reconstruction and its comparison that a parameter node names, each or None."""
+        return reconstructions.fromRecord(node.resultRecord), comparisons.fromRecord(node.comparisonRecord)
+
+    def onLandmarksButton(self, checked=False):
+        """Make the list of landmarks where there is none, and let clicks in the views place them."""
+        node = self._parameterNode
+        if node.landmarks is None:
+            node.landmarks = landmarks.addLandmarks()
+        landmarks.placeNext(node.landmarks)
+
+    def onLandmarksChanged(self, caller=None, event=None):
+        """A landmark was placed, moved or removed, perhaps while another module's panel is open."""
+        if self._parameterNode:
+            self._checkCanApply()
+
+    def _followLandmarks(self, points):
+        """Whether a reconstruction can begin depends on which points of the list are placed."""
+        if points is self._followed:
+            return
+        events = (slicer.vtkMRMLMarkupsNode.PointModifiedEvent, slicer.vtkMRMLMarkupsNode.PointRemovedEvent)
+        for event in events:
+            if self._followed is not None:
+                self.removeObserver(self._followed, event, self.onLandmarksChanged)
+            if points is not None:
+                self.addObserver(points, event, self.onLandmarksChanged)
+        self._followed = points
 
     # What is shown
 
     def updateDisplay(self):
         node = self._parameterNode
+        self._followLandmarks(node.landmarks)
         self._showing = True
         try:
             for name in NAMES:
@@ -509,14 +603,27 @@ class BiplanarReconWidget(JobPanelWidget):
         for name in NAMES:
             self._of(name, "CameraButton").enabled = hasViews and name in placed
         self.ui.bothButton.enabled = hasViews and bool(placed)
-        result = reconstructions.fromRecord(node.resultRecord)
+        result, compared = self._shown(node)
         self.ui.summaryLabel.text = words.summary(node.resultRecord)
         self.showTable(node.resultTable)
-        self.ui.compareButton.enabled = self._compared(result) is not None and node.reference is not None
+        self.ui.comparedBoneSelector.enabled = node.reference is not None and node.reference.IsA("vtkMRMLModelNode")
+        self.showTableIn(
+            self.ui.comparisonTableView, self.ui.comparisonExportButton, None if compared is None else compared.table
+        )
+        heatmap = compared is not None and node.heatmapVisible
+        # One heatmap at a time, with one legend.
+        self.ui.deviationCheckBox.enabled = not heatmap
         if result is not None:
             reconstructions.show(
-                result, node.boneOpacity, node.outlinesVisible, node.deviationVisible, node.deviationRange
+                result,
+                node.boneOpacity,
+                node.outlinesVisible,
+                node.deviationVisible and not heatmap,
+                node.deviationRange,
+                without=compared.models if heatmap else (),
             )
+        if compared is not None:
+            comparisons.show(compared, heatmap, node.boneOpacity, node.heatmapRange)
 
     def _showXray(self, name):
         """Show what is known of an X-ray, or that there is none."""
@@ -553,14 +660,10 @@ class BiplanarReconWidget(JobPanelWidget):
         node = self._parameterNode
         layouts.showBoth({name: node.getValue(name) for name in NAMES}, reconstructions.fromRecord(node.resultRecord))
 
-    def _compared(self, result):
-        return None if result is None else result.models.get(self._parameterNode.comparedBone.value)
-
-    def onCompareButton(self, checked=False):
-        """Open the comparison on a reconstructed bone and its reference."""
-        node = self._parameterNode
-        self.logic.prepareComparison(self._compared(reconstructions.fromRecord(node.resultRecord)), node.reference)
-        slicer.util.selectModule("BoneReconstruction")
+    def onComparisonExportButton(self, checked=False):
+        """Ask for a file and save the comparison's table."""
+        compared = comparisons.fromRecord(self._parameterNode.comparisonRecord)
+        self.exportTable(compared.table, self.ui.comparisonLabel)
 
 
 def _number(value, number):
@@ -597,21 +700,24 @@ class BiplanarReconLogic(ScriptedLoadableModuleLogic):
         )
 
     @staticmethod
-    def reconstruct(frontal, lateral, side, axes="", timeoutS=600.0):
+    def reconstruct(frontal, lateral, side, axes="", landmarkList=None, timeoutS=600.0):
         """Reconstruct and wait for the reconstructions.Reconstruction. Arguments as startReconstruction there.
 
         Raises:
             InputError: an X-ray has no image or no geometry.
             RuntimeError: the job refused its input, failed or took longer than timeoutS seconds.
         """
-        return reconstructions.startReconstruction(frontal, lateral, side, axes).finish(timeoutS)
+        return reconstructions.startReconstruction(frontal, lateral, side, axes, landmarkList).finish(timeoutS)
 
     @staticmethod
-    def prepareComparison(model, reference):
-        """Choose a bone and its reference, a model or a segmentation, in the comparison's panel."""
-        comparison = BoneReconstructionLogic().getParameterNode()
-        with slicer.util.NodeModify(comparison):
-            comparison.firstBone, comparison.secondBone = model, reference
+    def compare(result, reference, bone="", alignment="none", timeoutS=600.0):
+        """Compare and wait for the comparisons.KneeComparison. Arguments as comparisons.startComparison.
+
+        Raises:
+            InputError: nothing can be compared, or a bone cannot be read out of the scene.
+            RuntimeError: the job failed or took longer than timeoutS seconds.
+        """
+        return comparisons.startComparison(result, reference, bone, alignment).finish(timeoutS)
 
 
 class BiplanarReconTest(ScriptedLoadableModuleTest):

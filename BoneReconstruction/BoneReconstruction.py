@@ -272,20 +272,29 @@ class JobPanelWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def showTable(self, tableNode):
         """Show the figures, or nothing."""
-        self.ui.exportButton.enabled = self.ui.tableView.visible = tableNode is not None
-        if self.ui.tableView.mrmlTableNode() is not tableNode:
-            self.ui.tableView.setMRMLTableNode(tableNode)
-            self.ui.tableView.resizeColumnsToContents()
+        self.showTableIn(self.ui.tableView, self.ui.exportButton, tableNode)
+
+    @staticmethod
+    def showTableIn(tableView, exportButton, tableNode):
+        """Show a table in a view of the panel, with a button that exports it; None: nothing."""
+        exportButton.enabled = tableView.visible = tableNode is not None
+        if tableView.mrmlTableNode() is not tableNode:
+            tableView.setMRMLTableNode(tableNode)
+            tableView.resizeColumnsToContents()
 
     def onExportButton(self, checked=False):
         """Ask for a file and save the table of figures."""
+        self.exportTable(self._parameterNode.resultTable, self.ui.statusLabel)
+
+    def exportTable(self, tableNode, label):
+        """Ask for a file, save a table, and say in a label what came of it."""
         path = qt.QFileDialog.getSaveFileName(self.parent, _("Export table"), "", _("Comma-separated values (*.csv)"))
         if path:
             try:
-                scene.tableToCsv(self._parameterNode.resultTable, path)
-                self.ui.statusLabel.text = _("Table saved as {path}").format(path=path)
+                scene.tableToCsv(tableNode, path)
+                label.text = _("Table saved as {path}").format(path=path)
             except OSError as error:
-                self.ui.statusLabel.text = _("The table was not saved: {error}").format(error=error)
+                label.text = _("The table was not saved: {error}").format(error=error)
 
 
 class BoneReconstructionWidget(JobPanelWidget):

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from BoneReconstructionLib.meshing import cut_off, voxelize
-from BoneReconstructionLib.surfaces import Surface
+from BoneReconstructionLib.meshing import cut_to, voxelize
 from BoneReconstructionLib.volumes import Volume
 
 LABEL_SPACING_MM = 0.5
@@ -24,27 +23,7 @@ def cut_to_views(surface, geometries):
     Returns:
         Surface, empty where no part of the bone lies in all views.
     """
-    # Near the origin single precision does no harm.
-    centre = surface.vertices.mean(0)
-    cut = Surface(surface.vertices - centre, surface.faces)
-    for geometry in geometries:
-        for origin, inwards in frustum(geometry):
-            if len(cut.faces) and ((cut.vertices - (origin - centre)) @ inwards).min() < 0:
-                cut = cut_off(cut, origin - centre, inwards)
-    return Surface(cut.vertices + centre, cut.faces)
-
-
-def frustum(geometry):
-    """The four sides of a view's frustum: (point on it, unit normal inwards), RAS."""
-    rows, columns = geometry.shape
-    corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)]) - 0.5
-    rays = geometry.pixel_positions(corners) - geometry.source
-    sides = []
-    for ray, following in zip(rays, np.roll(rays, -1, axis=0), strict=True):
-        normal = np.cross(ray, following)
-        normal *= np.sign(normal @ rays.sum(0)) / np.linalg.norm(normal)
-        sides.append((geometry.source, normal))
-    return sides
+    return cut_to(surface, [side for geometry in geometries for side in geometry.sides()])
 
 
 def labelmap(surfaces):

@@ -46,9 +46,17 @@ _COMMANDS = {
         "BiplanarReconLib.kneereconstruction",
         "reconstruct the bones of a knee from a frontal and a lateral X-ray",
     ),
+    "register-ct": (
+        "BiplanarReconLib.ctregistration",
+        "find the pose of a CT's bone in a frontal and a lateral X-ray",
+    ),
     "compare": (
         "BoneReconstructionLib.comparison",
         "measure how far two bones differ",
+    ),
+    "compare-bones": (
+        "BoneReconstructionLib.bonecomparisons",
+        "measure how far several bones differ, each from its own counterpart",
     ),
     "simulate-xrays": (
         "BiplanarReconLib.simulation",
@@ -97,6 +105,10 @@ _COMMANDS = {
     "evaluate geometry": (
         "BiplanarReconLib.evaluation.geometryerror",
         "measure what a wrong geometry of the X-rays does to reconstructed knees",
+    ),
+    "evaluate register-ct": (
+        "BiplanarReconLib.evaluation.ctregistration",
+        "measure CTs registered to X-rays that are made of them",
     ),
     "train prior": (
         "BoneReconstructionLib.priortraining",

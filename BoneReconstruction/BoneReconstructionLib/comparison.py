@@ -23,10 +23,13 @@ from BoneReconstructionLib.volumes import read_mask
 ALIGNMENTS = ("none", "rigid")
 SIGN = "positive: the first bone lies outside the second"
 SIGNED_ARRAY = "SignedDistance_mm"
+BONE_HELP = "surface (.ply .stl .obj .vtp), or labelmap or segmentation as FILE[:LABEL|SEGMENT]"
 SPACING_MM = 0.5
 MOST_VOXELS = 50_000_000
 
-_STAGES = {"read": 2, "align": 4, "distances": 2, "overlap": 2, "write": 1}
+# The stages of a comparison, with their share of the time.
+STAGES = {"align": 4, "distances": 2, "overlap": 2}
+
 _FILES = ("first.vtp", "second.vtp", "distances.csv", jobs.RESULT)
 
 
@@ -111,7 +114,7 @@ def compare(
         raise InputError(f"The alignment {align!r} is unknown; choose one of {', '.join(ALIGNMENTS)}.")
     if region is not None and align == "none":
         raise InputError("A region only counts for the rigid alignment; choose that or leave the region out.")
-    first, second = _solid(first, "first"), _solid(second, "second")
+    first, second = solid(first, "first bone"), solid(second, "second bone")
     report("align", 0)
     alignment = None
     if align == "rigid":
@@ -134,6 +137,37 @@ def compare(
     )
 
 
+def solid(surface: Surface, name: str) -> Surface:
+    """A bone's surface with its faces looking outward.
+
+    Args:
+        surface: RAS mm.
+        name: of the bone, for the refusal.
+
+    Raises:
+        InputError: the surface is open.
+    """
+    if not is_closed(surface):
+        raise InputError(
+            f"The {name}'s surface is open, so that it encloses no volume; close its holes or give a labelmap."
+        )
+    return surface if volume_mm3(surface) >= 0 else Surface(surface.vertices, surface.faces[:, ::-1])
+
+
+def outcome(comparison: Comparison) -> dict:
+    """What result.json says of a comparison: its metrics with their units, and how the first bone was moved."""
+    alignment = comparison.alignment
+    return {
+        "metrics": {name: {"value": value, "unit": unit} for name, value, unit, _ in comparison.rows()},
+        "alignment": alignment
+        and {
+            "second_from_first_ras": alignment.fixed_from_moving.tolist(),
+            "rms_mm": alignment.rms_mm,
+            "points_used": alignment.points_used,
+        },
+    }
+
+
 def read_bone(name: str) -> Surface:
     """Reads one bone, named as on the command line.
 
@@ -151,8 +185,7 @@ def read_bone(name: str) -> Surface:
 
 def add_arguments(parser) -> None:
     """Adds the arguments of `bonerecon compare`."""
-    bone = "surface (.ply .stl .obj .vtp), or labelmap or segmentation as FILE[:LABEL|SEGMENT]"
-    parser.add_argument("first", metavar="FIRST", help=f"the first bone: {bone}")
+    parser.add_argument("first", metavar="FIRST", help=f"the first bone: {BONE_HELP}")
     parser.add_argument("second", metavar="SECOND", help="the second bone, in the same way")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results, made when missing")
     parser.add_argument("--align", choices=ALIGNMENTS, default="none", help="move the first bone onto the second")
@@ -164,7 +197,7 @@ def add_arguments(parser) -> None:
 def run(arguments) -> None:
     """Runs `bonerecon compare`: writes first.vtp, second.vtp, distances.csv and, last, result.json."""
     begin = time.monotonic()
-    progress = jobs.Progress(_STAGES)
+    progress = jobs.Progress({"read": 2} | STAGES | {"write": 1})
     with jobs.OutputFolder(arguments.output, _FILES) as folder:
         progress.report("read", 0)
         first, second = read_bone(arguments.first), read_bone(arguments.second)
@@ -182,14 +215,6 @@ def run(arguments) -> None:
     progress.report("write", 1)
 
 
-def _solid(surface, which):
-    if not is_closed(surface):
-        raise InputError(
-            f"The {which} bone's surface is open, so that it encloses no volume; close its holes or give a labelmap."
-        )
-    return surface if volume_mm3(surface) >= 0 else Surface(surface.vertices, surface.faces[:, ::-1])
-
-
 def _masks(first, second):
     """Voxel size of a common grid and what lies in it of the two surfaces, both bool (k, j, i)."""
     vertices = np.concatenate([first.vertices, second.vertices])
@@ -202,16 +227,8 @@ def _masks(first, second):
 
 
 def _result(comparison, arguments):
-    alignment = comparison.alignment
-    return {
-        "metrics": {name: {"value": value, "unit": unit} for name, value, unit, _ in comparison.rows()},
+    return outcome(comparison) | {
         "sign": SIGN,
-        "alignment": alignment
-        and {
-            "second_from_first_ras": alignment.fixed_from_moving.tolist(),
-            "rms_mm": alignment.rms_mm,
-            "points_used": alignment.points_used,
-        },
         "inputs": {"first": arguments.first, "second": arguments.second, "region": arguments.region},
         "settings": {"align": arguments.align, "overlap_spacing_mm": comparison.spacing_mm},
         "version": VERSION,

@@ -1,5 +1,7 @@
 """Surfaces out of volumes and back, smoothed and decimated, by VTK."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkPoints
@@ -154,6 +156,25 @@ def cut_off(surface: Surface, origin: np.ndarray, inwards: np.ndarray) -> Surfac
     clip.SetClippingPlanes(planes)
     clip.Update()
     return from_polydata(clip.GetOutput())
+
+
+def cut_to(surface: Surface, sides: Sequence[tuple[np.ndarray, np.ndarray]]) -> Surface:
+    """Cuts a closed surface with several planes and closes it with flat caps.
+
+    Args:
+        surface: closed, in mm.
+        sides: (point of the plane, normal towards what stays) of each plane, (3,) each.
+
+    Returns:
+        The surface, empty where nothing of it stays.
+    """
+    # Near the origin single precision does no harm.
+    centre = surface.vertices.mean(axis=0)
+    cut = Surface(surface.vertices - centre, surface.faces)
+    for origin, inwards in sides:
+        if len(cut.faces) and ((cut.vertices - (origin - centre)) @ inwards).min() < 0:
+            cut = cut_off(cut, origin - centre, inwards)
+    return Surface(cut.vertices + centre, cut.faces)
 
 
 def to_polydata(surface: Surface) -> vtkPolyData:

@@ -228,6 +228,18 @@ class XrayGeometry:
         low, high = -0.5, np.array(self.shape[::-1]) - 0.5
         return ((pixels >= low) & (pixels <= high)).all(axis=1)
 
+    def sides(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The four sides of that frustum: (point on it, unit normal inwards), RAS."""
+        rows, columns = self.shape
+        corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)]) - 0.5
+        rays = self.pixel_positions(corners) - self.source
+        sides = []
+        for ray, following in zip(rays, np.roll(rays, -1, axis=0), strict=True):
+            normal = np.cross(ray, following)
+            normal *= np.sign(normal @ rays.sum(axis=0)) / np.linalg.norm(normal)
+            sides.append((self.source, normal))
+        return sides
+
     def resized(self, shape: tuple[int, int]) -> "XrayGeometry":
         """The same detector area cut into other pixels, (rows, columns)."""
         rows, columns = _shape(shape)

@@ -64,6 +64,11 @@ from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.volumes import Volume, write_volume
 from BoneReconstructionLib.xraygeometryfiles import read_geometry
 words = [part for word in sys.argv[2:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
+landmarks = []
+while "--landmark" in words:
+    at = words.index("--landmark")
+    landmarks.append(words[at + 1 : at + 5])
+    del words[at : at + 5]
 options = dict(zip(words[::2], words[1::2]))
 assert sys.argv[1] == "reconstruct-knee" and set(options) - {"--patient-axes"} == {
     "--ap", "--ap-geometry", "--lateral", "--lateral-geometry", "--side", "--output"}
@@ -95,7 +100,8 @@ write_volume(folder / "bones.nii.gz", Volume(labels, frame))
 (folder / "outlines.json").write_text(json.dumps(lines))
 (folder / "result.json").write_text(json.dumps({
     "side": options["--side"], "bones": bones, "warnings": ["The patella lies outside the field: it is left out."],
-    "inputs": {}, "version": "0", "patient_axes": options.get("--patient-axes"), "model": "knee-prior"}))
+    "inputs": {}, "version": "0", "patient_axes": options.get("--patient-axes"),
+    "landmarks": landmarks, "model": "knee-prior"}))
 """
 
 
@@ -200,7 +206,8 @@ def test_the_sections_follow_the_work():
     root = ElementTree.parse(UI).getroot()
     titles = [widget.findtext("property[@name='text']/string")
               for widget in root.findall("widget/layout/item/widget[@class='ctkCollapsibleButton']")]
-    assert titles == ["1. X-rays", "2. Geometry", "3. Reconstruct", "PREDICTED bones", "Views", "Simulate X-rays"]
+    assert titles == ["1. X-rays", "2. Geometry", "3. Reconstruct", "PREDICTED bones", "Comparison", "Views",
+                      "Simulate X-rays"]
 
 
 def test_choices_of_the_panel_are_those_of_the_library(panel):
@@ -383,6 +390,38 @@ def test_a_calibration_asks_for_the_patients_axes_and_hands_them_over(applicatio
     finish(application, ready)
     assert json.loads(ready._parameterNode.resultRecord.GetText())["patient_axes"] == "-y,x,z"
     assert not xrays.recordOf(ready._parameterNode.frontal).geometry.anatomical
+
+
+def test_landmarks_on_both_x_rays_reach_the_job(application, monkeypatch, ready, slicer):
+    from BiplanarReconLib.scene import landmarks, xrays
+
+    placing = []
+    monkeypatch.setattr(landmarks, "placeNext", placing.append)
+    ready.ui.landmarksButton.click()
+    points = ready._parameterNode.landmarks
+    assert placing == [points] and ready.ui.landmarksSelector.currentNode() is points
+    assert "at least one landmark on each X-ray" in ready.ui.statusLabel.text and not ready.ui.applyButton.enabled
+
+    labels = [points.GetNthControlPointLabel(n) for n in range(points.GetNumberOfControlPoints())]
+    for name, label, pixel in (
+        ("frontal", "tip of the fibular head, frontal", (20.0, 50.0)),
+        ("lateral", "middle of the patella, lateral", (31.5, 12.25)),
+    ):
+        geometry = xrays.recordOf(getattr(ready._parameterNode, name)).geometry
+        points.SetNthControlPointPosition(labels.index(label), geometry.pixel_positions(np.array([pixel]))[0])
+    slicer.app.processEvents()
+    assert ready.ui.applyButton.enabled
+    ready.ui.landmarksButton.click()
+    assert ready._parameterNode.landmarks is points
+
+    replaceWorker(monkeypatch, RECONSTRUCTOR)
+    ready.ui.applyButton.click()
+    finish(application, ready)
+    record = json.loads(ready._parameterNode.resultRecord.GetText())
+    assert record["landmarks"] == [
+        ["ap", "fibular-head", "20.00", "50.00"],
+        ["lateral", "patella", "31.50", "12.25"],
+    ]
 
 
 def test_bones_come_as_coded_segments_and_models_named_predicted(reconstructed, slicer):
@@ -575,20 +614,227 @@ def test_views_are_arranged_where_there_are_some(application, reconstructed, sli
     assert "There is no 3D view" in application.messages[-1][1]
 
 
-def test_a_bone_is_handed_to_the_comparison(application, reconstructed, monkeypatch, slicer):
-    from BoneReconstruction import BoneReconstructionLogic, BoneReconstructionTest
-    opened = []
-    monkeypatch.setattr(slicer.util, "selectModule", opened.append)
-    assert not reconstructed.ui.compareButton.enabled
-    reference = BoneReconstructionTest.makeModel("Tibia of the CT")
-    reconstructed.ui.referenceSelector.setCurrentNode(reference)
-    reconstructed.ui.comparedBoneSelector.currentIndex = 3
-    assert not reconstructed.ui.compareButton.enabled
-    reconstructed.ui.comparedBoneSelector.currentIndex = 1
-    reconstructed.ui.compareButton.click()
-    comparison = BoneReconstructionLogic().getParameterNode()
-    assert comparison.firstBone is of(reconstructed).models["tibia"] and comparison.secondBone is reference
-    assert opened == ["BoneReconstruction"]
+SHIFT = np.array([3.0, 0, 0])
+
+
+def addBones(name, bones, shift=SHIFT):
+    """A segmentation of a CT with the balls of RECONSTRUCTOR, moved by a shift, mm.
+
+    Args:
+        bones: (number of the ball, segment's name, bone of its code or None, side of its code or None) of each segment.
+    """
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.volumes import Volume
+    frame = np.diag([2.0, 2.0, 2.0, 1.0])
+    frame[:3, 3] = (5, -80, 390) + shift
+    k, j, i = np.indices((21, 21, 41))
+    node = scene.addSegmentation(name)
+    for number, title, bone, side in bones:
+        ball = (i - 10 * number) ** 2 + (j - 10) ** 2 + (k - 10) ** 2 < 16
+        segmentID = scene.addSegment(node, Volume(ball, frame), title, (1.0, 1.0, 1.0), bone or "L1", side)
+        if bone is None:
+            node.GetSegmentation().GetSegment(segmentID).SetTerminology("")
+    return node
+
+
+CODED_KNEE = ((2, "Segment_1", "tibia", "right"), (1, "Knochen 2", "femur", None), (3, "Fibula_R", None, None),
+              (3, "left fibula", None, None), (3, "skin", None, None))
+
+
+def letCompare(monkeypatch):
+    """Let jobs run the command line again."""
+    from BoneReconstructionLib import jobs, scenejob
+    monkeypatch.setattr(scenejob, "python_command", jobs.python_command)
+
+
+def compared(panel):
+    from BiplanarReconLib.scene import comparisons
+    return comparisons.fromRecord(panel._parameterNode.comparisonRecord)
+
+
+def legends(slicer, models):
+    return [slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(model).GetVisibility() for model in models.values()]
+
+
+def test_bones_are_compared_with_a_segmentation_and_the_comparison_is_found_again(
+        application, monkeypatch, reconstructed, slicer, tmp_path):
+    from BoneReconstructionLib import scene
+    ui = reconstructed.ui
+    assert not ui.compareButton.enabled and "Select what to compare with" in ui.comparisonLabel.text
+    letCompare(monkeypatch)
+    reference = addBones("CT bones", CODED_KNEE)
+    ui.referenceSelector.setCurrentNode(reference)
+    assert not ui.comparedBoneSelector.enabled and ui.comparisonLabel.text == "" and ui.heatmapCheckBox.checked
+    ui.compareButton.click()
+    assert ui.compareButton.text == "Cancel" and not ui.simulateButton.enabled
+    finish(application, reconstructed)
+    assert ui.comparisonLabel.text.startswith("Done. Distances in mm; positive: the PREDICTED bone lies outside")
+    assert ui.compareButton.text == "Compare" and ui.compareButton.enabled
+    found, result = compared(reconstructed), of(reconstructed)
+    header, *rows = scene.tableRows(found.table)
+    assert found.table.GetName() == "PREDICTED right knee compared with CT bones"
+    assert header == ["Bone", "DSC", "ASSD (mm)", "HD (mm)", "HD95 (mm)", "Mean signed (mm)",
+                      "PREDICTED volume (mL)", "Reference volume (mL)"]
+    assert [row[0] for row in rows] == ["femur", "tibia", "fibula"]
+    for row in rows:
+        dsc, assd, hd, hd95, signed, predicted, real = map(float, row[1:])
+        # A ball of 8 mm and itself, moved by d = 3 mm: 1 - 1.5 a + 0.5 a³ of it is common, a = d / 16 mm; its surface's
+        # mean signed distance is d² / 24 mm.
+        assert dsc == pytest.approx(1 - 1.5 * 3 / 16 + 0.5 * (3 / 16) ** 3, abs=0.03)
+        assert signed == pytest.approx(3**2 / 24, abs=0.1)
+        assert hd == pytest.approx(3, abs=0.1) and 1.2 < assd < 1.8 and 2.5 < hd95 <= hd
+        assert predicted == pytest.approx(real, rel=0.01)
+    for bone, model in found.models.items():
+        display = model.GetDisplayNode()
+        assert model.GetName() == f"PREDICTED {bone}, compared" and display.GetVisibility()
+        assert display.GetScalarVisibility() and display.GetActiveScalarName() == "SignedDistance_mm"
+        # Moved to the patient's right, +x: the predicted bone lies outside the reference on its left, -x.
+        points = slicer.util.arrayFromModelPoints(model)
+        distances = slicer.util.arrayFromModelPointData(model, "SignedDistance_mm")
+        assert distances[points[:, 0].argmin()] == pytest.approx(3, abs=0.1)
+        assert distances[points[:, 0].argmax()] == pytest.approx(-3, abs=0.1)
+        assert not result.models[bone].GetDisplayNode().GetVisibility()
+    assert legends(slicer, found.models) == [1, 0, 0] and legends(slicer, result.models) == [0, 0, 0]
+    ui.heatmapRangeSlider.value = 3.5
+    assert found.models["fibula"].GetDisplayNode().GetScalarRange() == (-3.5, 3.5)
+    answer(tmp_path / "comparison.csv")
+    ui.comparisonExportButton.click()
+    assert (tmp_path / "comparison.csv").read_text().startswith("Bone,DSC,")
+
+    path = str(tmp_path / "compared.mrb")
+    assert slicer.util.saveScene(path)
+    slicer.mrmlScene.Clear(0)
+    application.process()
+    assert not ui.comparisonTableView.visible and not ui.comparisonExportButton.enabled
+    slicer.util.loadScene(path)
+    panel = application.openModule("BiplanarRecon")
+    again, result = compared(panel), of(panel)
+    assert list(again.models) == ["femur", "tibia", "fibula"] and panel.ui.comparisonTableView.visible
+    assert panel._parameterNode.reference.GetName() == "CT bones" and panel.ui.heatmapRangeSlider.value == 3.5
+    assert "positive: the PREDICTED bone" in panel.ui.comparisonLabel.text
+    assert legends(slicer, again.models) == [1, 0, 0]
+    record = json.loads(again.record.GetText())
+    assert len(record["settings"]["views"]) == 2
+    assert record["inputs"]["tibia"]["segment"] == "Segment_1" and record["inputs"]["fibula"]["segment"] == "Fibula_R"
+    assert again.record.GetNodeReference(scene.inputRole("reconstruction")) is result.record
+    panel.ui.heatmapCheckBox.checked = False
+    assert not any(model.GetDisplayNode().GetVisibility() for model in again.models.values())
+    assert all(model.GetDisplayNode().GetVisibility() for model in result.models.values())
+    assert legends(slicer, again.models) == [0, 0, 0]
+
+
+def test_a_model_is_compared_with_the_chosen_bone_after_alignment(application, monkeypatch, reconstructed, slicer):
+    from BoneReconstructionLib import scene
+    ui = reconstructed.ui
+    letCompare(monkeypatch)
+    surface = scene.surfaceFromModel(of(reconstructed).models["tibia"])
+    reference = scene.surfaceToModel(type(surface)(surface.vertices + SHIFT, surface.faces), "Other", (1.0, 1.0, 1.0))
+    ui.referenceSelector.setCurrentNode(reference)
+    assert ui.comparedBoneSelector.enabled
+    ui.comparedBoneSelector.currentIndex = 3
+    assert ui.comparisonLabel.text == "The reconstruction has no patella: choose another bone."
+    assert not ui.compareButton.enabled and "patella" in ui.compareButton.toolTip
+    ui.comparedBoneSelector.currentIndex = 1
+    ui.comparisonAlignmentSelector.currentIndex = 1
+    ui.deviationCheckBox.checked = True
+    ui.compareButton.click()
+    finish(application, reconstructed)
+    found, result = compared(reconstructed), of(reconstructed)
+    header, row = scene.tableRows(found.table)
+    assert header[-1] == "Alignment RMS (mm)" and row[0] == "tibia" and float(row[1]) > 0.99 and float(row[3]) < 0.1
+    middle = slicer.util.arrayFromModelPoints(found.models["tibia"]).mean(axis=0)
+    assert np.allclose(middle, surface.vertices.mean(axis=0) + SHIFT, atol=0.1)
+    # The other bones stay as they were; the one legend is the heatmap's.
+    assert [bool(model.GetDisplayNode().GetVisibility()) for model in result.models.values()] == [True, False, True]
+    assert legends(slicer, found.models) == [1] and legends(slicer, result.models) == [0, 0, 0]
+    assert not reference.GetDisplayNode().GetVisibility3D() and not ui.deviationCheckBox.enabled
+    ui.heatmapCheckBox.checked = False
+    assert legends(slicer, found.models) == [0] and legends(slicer, result.models) == [1, 0, 0]
+    ui.heatmapCheckBox.checked = True
+    replaceWorker(monkeypatch, RECONSTRUCTOR)
+    ui.applyButton.click()
+    finish(application, reconstructed)
+    assert compared(reconstructed) is None and not found.models["tibia"].GetDisplayNode().GetVisibility()
+    assert all(model.GetDisplayNode().GetVisibility() for model in of(reconstructed).models.values())
+
+
+def test_a_reference_ends_for_the_comparison_where_the_x_rays_ended(application, monkeypatch, reconstructed):
+    from BoneReconstructionLib import scene
+    from BoneReconstructionLib.meshing import mask_surface
+    from BoneReconstructionLib.volumes import Volume
+    letCompare(monkeypatch)
+    # A shaft from the predicted tibia, a ball of 8 mm about (45, -60, 410), down far beyond both X-rays.
+    shaft = np.zeros((160, 12, 12), bool)
+    shaft[2:-2, 2:-2, 2:-2] = True
+    frame = np.diag([2.0, 2.0, 2.0, 1.0])
+    frame[:3, 3] = 45 - 11, -60 - 11, 420 - 310
+    reference = scene.surfaceToModel(mask_surface(Volume(shaft, frame)), "Long tibia", (1.0, 1.0, 1.0))
+    line = np.column_stack([np.full(600, 45.0), np.full(600, -60.0), np.linspace(110, 410, 600)])
+    seen = np.all([geometry.contains(line) for geometry in views().values()], axis=0)
+    lowest = line[seen, 2].min()
+    assert 300 < lowest < 330
+    reconstructed.ui.frontalRollSpinBox.value = 20.0  # what was, counts
+    ui = reconstructed.ui
+    ui.referenceSelector.setCurrentNode(reference)
+    ui.comparedBoneSelector.currentIndex = 1
+    ui.compareButton.click()
+    finish(application, reconstructed)
+    row = scene.tableRows(compared(reconstructed).table)[1]
+    assert float(row[3]) == pytest.approx(402 - lowest, abs=3)
+    assert float(row[7]) == pytest.approx(16 * 16 * (424 - lowest) / 1000, rel=0.05)
+
+
+def test_a_running_comparison_is_cancelled_by_its_button(application, monkeypatch, reconstructed, slicer):
+    ui = reconstructed.ui
+    ui.referenceSelector.setCurrentNode(addBones("CT bones", CODED_KNEE))
+    replaceWorker(monkeypatch, "import time; time.sleep(60)")
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    ui.compareButton.click()
+    assert ui.compareButton.text == "Cancel" and ui.applyButton.text == "Cancel"
+    ui.compareButton.click()
+    assert ui.comparisonLabel.text == "Cancelling..."
+    finish(application, reconstructed, 20)
+    assert ui.comparisonLabel.text == "Cancelled; the scene is as it was." and ui.compareButton.text == "Compare"
+    assert slicer.mrmlScene.GetNumberOfNodes() == count and compared(reconstructed) is None
+
+
+def test_a_comparison_that_fails_says_why_beside_its_button(application, monkeypatch, reconstructed, slicer):
+    ui = reconstructed.ui
+    ui.referenceSelector.setCurrentNode(addBones("CT bones", CODED_KNEE))
+    replaceWorker(monkeypatch, "import sys; print('bonerecon: The bones are odd.', file=sys.stderr); sys.exit(2)")
+    ui.compareButton.click()
+    finish(application, reconstructed)
+    assert ui.comparisonLabel.text == "Failed: The bones are odd."
+    ui.referenceSelector.setCurrentNode(reconstructed._parameterNode.frontal.GetNodeReference("BiplanarRecon.beam"))
+    ui.compareButton.click()
+    assert "has no triangles" in ui.comparisonLabel.text and reconstructed.job is None
+
+
+@pytest.mark.parametrize("name, bones, sentence", [
+    ("CT bones", [(1, "skin", None, None), (2, "femur and tibia", None, None)],
+     'No segment of "CT bones" is coded or named as one of the bones femur, tibia, fibula: name the segments so.'),
+    ("CT bones", [(1, "LeftFemur", None, None), (2, "tibia", "tibia", "left")],
+     '"CT bones" is of the other side, but the reconstruction is of a right knee: select bones of that side.'),
+    ("Left leg", [(1, "femur", None, None)],
+     '"Left leg" is of the other side, but the reconstruction is of a right knee: select bones of that side.'),
+    ("CT bones", [(1, "femur", None, None), (2, "Femur 2", None, None)],
+     '"CT bones" has 2 segments that may be the femur: name or code one of them only.'),
+])
+def test_a_segmentation_without_a_counterpart_is_refused_in_one_sentence(reconstructed, name, bones, sentence):
+    reconstructed.ui.referenceSelector.setCurrentNode(addBones(name, bones))
+    assert reconstructed.ui.comparisonLabel.text == sentence and not reconstructed.ui.compareButton.enabled
+    assert reconstructed.ui.compareButton.toolTip == sentence
+
+
+def test_nothing_is_compared_with_itself_with_the_other_side_or_before_there_is_something(reconstructed, slicer):
+    from BiplanarReconLib.scene import comparisons
+    from BoneReconstruction import BoneReconstructionTest
+    ui, result = reconstructed.ui, of(reconstructed)
+    ui.referenceSelector.setCurrentNode(result.segmentation)
+    assert ui.comparisonLabel.text == '"PREDICTED right knee" is the reconstruction itself: select what to compare it with.'
+    ui.referenceSelector.setCurrentNode(BoneReconstructionTest.makeModel("Tibia, left"))
+    assert '"Tibia, left" is of the other side' in ui.comparisonLabel.text
+    assert comparisons.reasonNotToCompare(None, result.segmentation, "femur").startswith("There are no PREDICTED bones")
 
 
 def test_the_self_test_passes(application):

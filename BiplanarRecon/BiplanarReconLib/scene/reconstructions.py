@@ -11,7 +11,7 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
-from BiplanarReconLib.scene import xrays
+from BiplanarReconLib.scene import landmarks, xrays
 from BiplanarReconLib.xrayrecords import reason_not_to_reconstruct
 from BoneReconstructionLib import scene
 from BoneReconstructionLib.jobs import RESULT
@@ -31,6 +31,8 @@ ROLES = {name: f"BiplanarRecon.result.{name}" for name in ("segmentation", "tabl
 MODEL_ROLE = "BiplanarRecon.result.model"
 OUTLINE_ROLE = "BiplanarRecon.result.outline."
 BONE_ATTRIBUTE = "BiplanarRecon.Bone"
+# Of the record: an X-ray's geometry at the time, which says where bones were cut off.
+GEOMETRY_ATTRIBUTE = "BiplanarRecon.Geometry."
 DEVIATION_TITLE = _("PREDICTED bones,\nstandard deviation (mm)")
 # Outlines lie this share of the way from the image to the source: before the image, seen from both sides of it alike.
 BEFORE_IMAGE = 0.002
@@ -59,18 +61,23 @@ class Reconstruction:
         """The "frontal" or "lateral" X-ray that it was made of; None where it was removed."""
         return self.record.GetNodeReference(scene.inputRole(name))
 
+    def geometryText(self, name):
+        """The geometry file of the "frontal" or "lateral" X-ray as it was; bones end where that ends."""
+        return self.record.GetAttribute(GEOMETRY_ATTRIBUTE + name)
+
     @property
     def nodes(self):
         """All nodes that are drawn."""
         return [self.segmentation, *self.models.values(), *self.outlines["frontal"], *self.outlines["lateral"]]
 
 
-def reasonNotToReconstruct(frontal, lateral, axes=""):
+def reasonNotToReconstruct(frontal, lateral, axes="", landmarkList=None):
     """Why the reconstruction cannot run, as a sentence, or "" if it can; looks at no pixels.
 
     Args:
         frontal, lateral: X-rays, see `xrays`, or None.
         axes: of the patient in a calibration's frame.
+        landmarkList: point list of `landmarks`, or None.
     """
     if frontal is not None and frontal is lateral:
         return _("Both X-rays are the same: select two different ones.")
@@ -80,16 +87,18 @@ def reasonNotToReconstruct(frontal, lateral, axes=""):
         if node is not None and node.GetParentTransformNode() is not None:
             text = _('"{name}" is under a transform, but lies where its geometry says: take it out of the transform.')
             return text.format(name=node.GetName())
-    return reason_not_to_reconstruct(xrays.recordOf(frontal), xrays.recordOf(lateral), axes)
+    reason = reason_not_to_reconstruct(xrays.recordOf(frontal), xrays.recordOf(lateral), axes)
+    return reason or landmarks.reasonNotToStart(landmarkList, frontal, lateral)
 
 
-def startReconstruction(frontal, lateral, side, axes="", onProgress=None, onFinished=None):
+def startReconstruction(frontal, lateral, side, axes="", landmarkList=None, onProgress=None, onFinished=None):
     """Start `bonerecon reconstruct-knee` in a process of its own.
 
     Args:
         frontal, lateral: X-rays, see `xrays`.
         side: "left" or "right".
         axes: of the patient in a calibration's frame, for geometries that are in one.
+        landmarkList: point list of `landmarks` to start from, or None.
         onProgress, onFinished: see scenejob.SceneJob.
 
     Returns:
@@ -106,6 +115,8 @@ def startReconstruction(frontal, lateral, side, axes="", onProgress=None, onFini
             arguments += [f"--{VIEWS[name]}", image, f"--{VIEWS[name]}-geometry", geometry]
         if not xrays.recordOf(frontal).anatomical:
             arguments.append(f"--patient-axes={axes.strip()}")  # one word: it may begin with a minus
+        for view, name, column, row in landmarks.placed(landmarkList, frontal, lateral):
+            arguments += ["--landmark", list(VIEWS.values())[view], name, f"{column:.2f}", f"{row:.2f}"]
         job.start(*arguments)
     return job
 
@@ -145,6 +156,8 @@ def importReconstruction(nodes, output):
             _("{title}, record").format(title=title),
             {name: (node, "") for name, node in nodes.items()},
         )
+        for name, stem in VIEWS.items():
+            record.SetAttribute(GEOMETRY_ATTRIBUTE + name, (output.parent / f"{stem}.json").read_text("utf-8"))
         record.SetNodeReferenceID(ROLES["segmentation"], segmentation.GetID())
         record.SetNodeReferenceID(ROLES["table"], table.GetID())
         for model in models.values():
@@ -160,14 +173,14 @@ def fromRecord(record):
     if record is None:
         return None
     segmentation, table = (record.GetNodeReference(role) for role in ROLES.values())
-    models = {model.GetAttribute(BONE_ATTRIBUTE): model for model in _references(record, MODEL_ROLE)}
+    models = {model.GetAttribute(BONE_ATTRIBUTE): model for model in references(record, MODEL_ROLE)}
     if segmentation is None or table is None or not models:
         return None
-    outlines = {name: _references(record, OUTLINE_ROLE + name) for name in VIEWS}
+    outlines = {name: references(record, OUTLINE_ROLE + name) for name in VIEWS}
     return Reconstruction(segmentation, models, outlines, table, record)
 
 
-def show(reconstruction, opacity, outlinesVisible, deviationVisible, rangeMm):
+def show(reconstruction, opacity, outlinesVisible, deviationVisible, rangeMm, without=()):
     """Draw a reconstruction.
 
     Args:
@@ -176,9 +189,10 @@ def show(reconstruction, opacity, outlinesVisible, deviationVisible, rangeMm):
         outlinesVisible: whether the projected outlines are drawn on the X-rays.
         deviationVisible: whether bones are coloured by the standard deviation, from 0 to rangeMm.
         rangeMm: mm.
+        without: bones that are not drawn, as others stand for them.
     """
-    for number, model in enumerate(reconstruction.models.values()):
-        scene.setModelVisible(model, True, opacity)
+    for number, (bone, model) in enumerate(reconstruction.models.items()):
+        scene.setModelVisible(model, bone not in without, opacity)
         # One legend holds for all bones.
         scene.setHeatmapVisible(model, False)
         if deviationVisible and number == 0:
@@ -199,7 +213,8 @@ def hide(reconstruction):
         node.GetDisplayNode().SetVisibility(False)
 
 
-def _references(record, role):
+def references(record, role):
+    """The nodes that a record refers to in a role, as far as they are there."""
     nodes = [record.GetNthNodeReference(role, number) for number in range(record.GetNumberOfNodeReferences(role))]
     return [node for node in nodes if node is not None]
 

@@ -68,6 +68,14 @@ def engineWords():
     return _("X-rays are simulated by {engine}.").format(engine=engines[0])
 
 
+def endWords(state, message, done):
+    """How a job ended: done if it succeeded; state and message as scenejob.SceneJob gives them."""
+    if state == "succeeded":
+        return done
+    cancelled = _("Cancelled; the scene is as it was.")
+    return cancelled if state == "cancelled" else _("Failed: {message}").format(message=message)
+
+
 def summary(recordNode):
     """What came out, with its warnings; recordNode may be None."""
     if recordNode is None:
