@@ -12,11 +12,12 @@ from BiplanarReconLib.fitting.kneemodel import BONES, MODEL
 from BiplanarReconLib.fitting.landmarks import LANDMARKS, Landmark
 from BiplanarReconLib.fitting.reconstruction import METHOD, reconstruct
 from BiplanarReconLib.overlays import outline, picture, write_picture
+from BiplanarReconLib.xrayarguments import VIEWS, add_xray_arguments
 from BoneReconstructionLib.dicomgeometry import check_image
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES
 from BoneReconstructionLib.jobs import RESULT, OutputFolder, Progress
-from BoneReconstructionLib.radiographs import BONE, RELATIONS, read_radiograph
+from BoneReconstructionLib.radiographs import read_radiograph
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import transformed, volume_mm3
 from BoneReconstructionLib.version import VERSION
@@ -24,7 +25,6 @@ from BoneReconstructionLib.volumes import write_volume
 from BoneReconstructionLib.xraygeometry import angle_between, calibration_note, check_views
 from BoneReconstructionLib.xraygeometryfiles import read_geometry
 
-VIEWS = ("ap", "lateral")
 STAGES = {"reading the X-rays": 1, "finding the knee": 4, "moving the knee": 5, "fitting the bones": 6, "writing": 2}
 LABELMAP, OUTLINES = "bones.nii.gz", "outlines.json"
 FILES = (
@@ -225,15 +225,7 @@ def _rounded(value):
 
 def add_arguments(parser):
     """Declare the arguments of `bonerecon reconstruct-knee`."""
-    for name, what in (("ap", "frontal (AP or PA)"), ("lateral", "lateral")):
-        parser.add_argument(f"--{name}", required=True, metavar="FILE", help=f"{what} X-ray")
-        parser.add_argument(
-            f"--{name}-geometry",
-            required=True,
-            metavar="FILE",
-            help=f"geometry of the {what} X-ray (.json as simulate-xrays writes it, or MayaCam 2.0 text)",
-        )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    add_xray_arguments(parser)
     parser.add_argument(
         "--side", choices=(*SIDES, AUTO), default=AUTO, help="of the knee (default: as tagged, else what fits better)"
     )
@@ -251,8 +243,6 @@ def add_arguments(parser):
         help=f"where a landmark is seen ({' or '.join(VIEWS)}; {', '.join(LANDMARKS)}), one or more in each X-ray, to "
         "start from where the search without them fails",
     )
-    parser.add_argument("--relation", choices=RELATIONS, help="of the X-rays' values to the beam (default: as stated)")
-    parser.add_argument("--bone", choices=BONE, help="how bone looks in the X-rays (default: as stated)")
 
 
 def _landmark(view, name, column, row):

@@ -26,6 +26,7 @@ COMMAND_LINE = "BoneReconstructionLib.cli"
 # more, so that it runs in a Slicer without PyTorch and on a node without vtk. Name a file only after asking whether
 # an import inside the function that needs it, or a smaller file, would do.
 NEEDS = {
+    "BoneReconstructionLib.bonecomparisons": {"vtk"},
     "BoneReconstructionLib.bonefields": {"torch"},
     "BoneReconstructionLib.comparison": {"vtk"},
     "BoneReconstructionLib.virtualknees": {"torch"},
@@ -43,6 +44,7 @@ NEEDS = {
     "BoneReconstructionLib.surfacefiles": {"vtk"},
     "BoneReconstructionLib.torchprojection": {"torch"},
     "BoneReconstructionLib.virtualpatients": {"torch"},
+    "BiplanarReconLib.evaluation.ctregistration": {"vtk"},
     "BiplanarReconLib.evaluation.geometryerror": {"vtk"},
     "BiplanarReconLib.evaluation.knee": {"vtk"},
     "BiplanarReconLib.evaluation.kneescenes": {"vtk"},
