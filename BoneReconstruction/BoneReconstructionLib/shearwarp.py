@@ -7,10 +7,10 @@ are regular in x and in y, so that interpolating it is separable and needs two l
 slice). The image of slopes is then looked up for each pixel of the detector, once and bicubically.
 """
 
+import functools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numba
 import numpy as np
@@ -21,6 +21,8 @@ _BAND = 4
 _ROWS = 32
 # Widest step of the grid of slopes: a coarser detector still sees the volume's finest detail, by single rays.
 _STEP_VOXELS = 0.65
+# Samples of an image that one thread takes sooner than several are woken.
+_SMALL = 500_000
 # Slices whose interpolated rows are held at a time, in the second-level cache.
 _BLOCK = 128
 
@@ -48,12 +50,14 @@ def project(
     sums = np.zeros((rows, columns), np.float32)
     sx, sy, ss = source
     arguments = (slices, sums, sx, sy, ss, low_x, step_x, low_y, step_y)
-    _in_threads(lambda first: _sum_slices(*arguments, first, min(first + _BAND, rows)), range(0, rows, _BAND))
+    sum_slices = functools.partial(_sum_slices, *arguments)
+    small = sums.size * len(slices) < _SMALL
+    _in_bands(sum_slices, rows, rows if small else _BAND)
     # Pixel position in the image of slopes.
     into_grid = np.array([[1 / step_x, 0, -low_x / step_x], [0, 1 / step_y, -low_y / step_y], [0, 0, 1]]) @ homography
     # The last row of the homography tells how many slices the way to a pixel would cross.
     arguments = (sums, into_grid, np.ascontiguousarray(rays), homography[2].copy(), image)
-    _in_threads(lambda first: _warp(*arguments, first, min(first + _ROWS, shape[0])), range(0, shape[0], _ROWS))
+    _in_bands(functools.partial(_warp, *arguments), shape[0], shape[0] if small else _ROWS)
     return image
 
 
@@ -179,11 +183,15 @@ def _cubic(t, weights):
     weights[3] = (0.5 * t - 0.5) * t * t
 
 
-def _in_threads(work, items):
-    list(_pool().map(work, items))
+def _in_bands(work, rows, band):
+    """Call work(first, end) for bands of rows, several at a time."""
+    if band >= rows:
+        work(0, rows)
+        return
+    list(_pool().map(lambda first: work(first, min(first + band, rows)), range(0, rows, band)))
 
 
-@cache
+@functools.cache
 def _pool():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(cores, "shearwarp")
