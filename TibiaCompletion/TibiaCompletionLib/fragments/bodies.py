@@ -29,7 +29,9 @@ class Body:
     def __init__(self, surface, edges=None):
         self.surface = surface
         self.normals = vertex_normals(surface)
+        self._exact = edges is None
         self.edges = edges or FragmentEdges.exact(surface)
+        self._trusted = {}
 
     @cached_property
     def locator(self):
@@ -41,24 +43,31 @@ class Body:
         """Finds closest vertices."""
         return cKDTree(self.surface.vertices)
 
-    @cached_property
-    def _edge_tree(self):
-        return cKDTree(self.edges.points)
-
-    def nearest_edge(self, points):
-        """How far points are from the plane of the closest edge in the CT.
+    def nearest_edge(self, points, trust, exact=True):
+        """How far points are from the plane of the closest edge in the CT, taken for one of a broken face.
 
         Args:
             points: (n, 3) in the body's frame, mm.
+            trust: of the edges that are asked for, see `FragmentEdges`; those that are trusted less do not count.
+            exact: as in `nearest`, which answers where the surface itself is.
 
         Returns:
-            (signed distances (n,) in mm, positive outside, outward unit normals (n, 3), trust (n,) of these edges, see
-            `FragmentEdges`; 0 beyond `PLANE_REACH_MM`).
+            (signed distances (n,) in mm, positive outside, outward unit normals (n, 3)); both zero where there is no
+            such edge within `PLANE_REACH_MM`.
         """
-        distance, vertex = self._edge_tree.query(points)
-        normals = self.normals[vertex]
-        away = ((points - self.edges.points[vertex]) * normals).sum(1)
-        return away, normals, np.where(distance < PLANE_REACH_MM, self.edges.trust[vertex], 0.0)
+        if self._exact:
+            return self.nearest(points, exact)
+        if trust not in self._trusted:
+            index = np.flatnonzero(self.edges.trust >= trust)
+            self._trusted[trust] = index, cKDTree(self.edges.faces[index])
+        index, tree = self._trusted[trust]
+        distance, nearest = tree.query(points, distance_upper_bound=PLANE_REACH_MM)
+        found = np.isfinite(distance)
+        vertex = index[nearest[found]]
+        away, normals = np.zeros(len(points)), np.zeros((len(points), 3))
+        normals[found] = self.normals[vertex]
+        away[found] = ((points[found] - self.edges.faces[vertex]) * normals[found]).sum(1)
+        return away, normals
 
     def nearest(self, points, exact=True):
         """How far points are from the surface.

@@ -14,8 +14,8 @@ from TibiaCompletionLib.fragments.bodies import inverse, turned_about
 
 # Cosine between normals from which on two surfaces look the same way.
 AGREEMENT = 0.6
-# Edges of broken faces that fit lie this far apart: bone is lost between them, but a CT's blur shows them too far out.
-FACES_APART_MM = -0.15
+# Broken faces that fit lie this far apart, as bone is lost between them.
+FACES_APART_MM = 0.5
 # Deeper inside a neighbour the closest point of its surface no longer tells the way out.
 DEEPEST_MM = 8.0
 # Standard deviations of the distances, mm, in each step of a search with few points and of the fit with many. What is
@@ -57,15 +57,15 @@ def rows_on_bone(bone, points, normals, sd, exact=True):
     return outward, distance, weight / sd**2
 
 
-def rows_on_neighbour(body, pose, points, normals, trust, sd):
+def rows_on_neighbour(body, pose, points, normals, trust, sd, exact=True):
     """The same against a neighbour at its pose; points beside it without looking against it do not count.
 
     Args:
         body, pose: the neighbour.
-        points, normals, sd: as in `rows_on_bone`.
-        trust: (n,) of the points, see `FragmentEdges`; of a point and the neighbour's edge the lesser counts.
+        points, normals, sd, exact: as in `rows_on_bone`.
+        trust: of the points, see `FragmentEdges`; the neighbour's edges that are trusted less do not count.
     """
-    distance, outward, theirs = body.nearest_edge(transform_points(inverse(pose), points))
+    distance, outward = body.nearest_edge(transform_points(inverse(pose), points), trust, exact)
     outward = outward @ pose[:3, :3].T
     against = (normals * outward).sum(1) < -AGREEMENT
     apart = distance - FACES_APART_MM
@@ -73,7 +73,7 @@ def rows_on_neighbour(body, pose, points, normals, trust, sd):
     weight = np.where(against, 1 / (1 + (residual / sd) ** 2) ** 2, 0.0)
     inside = (apart < 0) & (apart > -DEEPEST_MM)
     weight = np.where(inside, np.maximum(weight, 1 / (1 + (residual / (3 * sd)) ** 2)), weight)
-    return outward, residual, weight * np.minimum(trust, theirs) / sd**2
+    return outward, residual, trust * weight / sd**2
 
 
 def lever(points, centre, directions):
@@ -100,11 +100,15 @@ def settled(bone, neighbours, body, chosen, pose, steps, exact=True):
         points = transform_points(pose, body.edges.points[chosen])
         normals = body.normals[chosen] @ pose[:3, :3].T
         rows = [rows_on_bone(bone, points, normals, sd, exact)]
-        trust = body.edges.trust[chosen]
-        rows += [rows_on_neighbour(other, place, points, normals, trust, sd) for other, place in neighbours]
+        faces, trust = transform_points(pose, body.edges.faces[chosen]), body.edges.trust[chosen]
+        levels = [(level, trust == level) for level in np.unique(trust)]
+        for other, place in neighbours:
+            for level, own in levels:
+                rows.append(rows_on_neighbour(other, place, faces[own], normals[own], level, sd, exact))
+        points = np.concatenate([points] + [faces[own] for _, own in levels] * len(neighbours))
         centre = points.mean(0)
-        jacobian = np.concatenate([lever(points, centre, directions) for directions, _, _ in rows])
-        residual, weight = (np.concatenate(part) for part in list(zip(*rows, strict=True))[1:])
+        directions, residual, weight = (np.concatenate(part) for part in zip(*rows, strict=True))
+        jacobian = lever(points, centre, directions)
         size = np.mean((points - centre) ** 2) * 3
         normal = (jacobian * weight[:, None]).T @ jacobian
         # What slides without a gap, as a piece of a shaft does along it, stays.

@@ -6,6 +6,8 @@ length, its torsion and, less so, its axis are estimates. So each fragment's par
 as predictions err: where broken faces fit, they decide.
 """
 
+from itertools import permutations
+
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
@@ -13,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.shapefitting import spread_over
 from TibiaCompletionLib.fragments.bodies import inverse, near, turned_about
+from TibiaCompletionLib.fragments.edges import SPARSE_TRUST
 from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, rows_on_bone, rows_on_neighbour
 
 # Standard deviations of the distances in each step, mm; the first lets faces find each other across a gap.
@@ -29,8 +32,8 @@ FACE_REACH_MM, FACE_REACH_SD = 1.5, 2.5
 # close in the CT, so that all of two faces, however large and however far apart, tell 1 / mm^2 as much as this.
 INDEPENDENT_SHARE = 0.05
 FACE_INFORMATION = 2.0
-# Fewer edges that fit than that tell less.
-LEAST_MATCHED = 20.0
+# Fewer dense edges than that show no face; fewer edges that fit than that tell less.
+FEWEST_DENSE, LEAST_MATCHED = 30, 5.0
 # What no row holds stays: standard deviations of a step, mm, and mm at this distance from the centre.
 STEP_MM, ARM_MM = 10.0, 30.0
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
@@ -79,11 +82,14 @@ class _State:
         self.centres = [self._points(n, chosen).mean(0) for n, chosen in enumerate(self.chosen)]
         self.pivots = []
         for number, centre in enumerate(self.centres):
-            own = [self._points(a, index) for (a, _), index in self.faces.items() if a == number]
+            own = [self._points(a, index) for (a, *_), index in self.faces.items() if a == number]
             self.pivots.append(np.concatenate(own).mean(0) if own else centre)
 
     def _points(self, number, index):
         return transform_points(self.poses[number], self.bodies[number].edges.points[index])
+
+    def _faces(self, number, index):
+        return transform_points(self.poses[number], self.bodies[number].edges.faces[index])
 
     def _normals(self, number, index):
         return self.bodies[number].normals[index] @ self.poses[number][:3, :3].T
@@ -96,28 +102,30 @@ class _State:
         return share[:, None] * np.concatenate([PREDICTION_MM, np.radians(PREDICTION_DEGREES)])
 
     def _facing(self):
-        """{(fragment, neighbour): vertices of the fragment beside the neighbour}."""
-        faces = {}
-        for a, body in enumerate(self.bodies):
-            for b, other in enumerate(self.bodies):
-                if a == b:
-                    continue
-                reach = FACE_REACH_MM + FACE_REACH_SD * max(self.errors[a, :3].max(), self.errors[b, :3].max())
-                index, _ = near(body, self.poses[a], other, self.poses[b], reach)
-                if len(index):
-                    faces[a, b] = index[spread_over(len(index), FACE_POINTS)]
+        """{(fragment, neighbour, trust): vertices of the fragment beside the neighbour, trusted so much at least}.
+
+        Where both show dense edges to each other, these alone decide.
+        """
+        beside, faces = {}, {}
+        for a, b in permutations(range(len(self.bodies)), 2):
+            reach = FACE_REACH_MM + FACE_REACH_SD * max(self.errors[a, :3].max(), self.errors[b, :3].max())
+            beside[a, b] = near(self.bodies[a], self.poses[a], self.bodies[b], self.poses[b], reach)[0]
+        dense = {pair: index[self.bodies[pair[0]].edges.trust[index] == 1] for pair, index in beside.items()}
+        for a, b in beside:
+            many = min(len(dense[a, b]), len(dense[b, a])) >= FEWEST_DENSE
+            trust, index = (1.0, dense[a, b]) if many else (SPARSE_TRUST, beside[a, b])
+            if len(index):
+                faces[a, b, trust] = index[spread_over(len(index), FACE_POINTS)]
         return faces
 
     def inside(self):
-        """{(fragment, neighbour): vertices of the fragment that lie too deep in the neighbour}; empty if none does."""
+        """{(fragment, neighbour, trust): vertices that lie too deep in the neighbour, of trusted edges}; may be empty."""
         found = {}
-        for a, b in self.faces:
-            index = self.faces[a, b]
-            local = transform_points(inverse(self.poses[b]), self._points(a, index))
-            depth, _, theirs = self.bodies[b].nearest_edge(local)
-            depth = np.where(np.minimum(self.bodies[a].edges.trust[index], theirs) == 1, -depth, 0.0)
-            if depth.max() > ALLOWED_MM:
-                found[a, b] = index[np.argsort(-depth)[:PARTING_POINTS]]
+        for (a, b, trust), index in self.faces.items():
+            local = transform_points(inverse(self.poses[b]), self._faces(a, index))
+            depth = -self.bodies[b].nearest_edge(local, trust)[0]
+            if trust == 1 and depth.max() > ALLOWED_MM:
+                found[a, b, trust] = index[np.argsort(-depth)[:PARTING_POINTS]]
         return found
 
     def step(self, sd, inside=None):
@@ -143,11 +151,11 @@ class _State:
             columns = np.arange(12 * number + 6, 12 * number + 12)
             normal[columns, columns] += self.errors[number] ** -2.0
             right[columns] -= self._slip(number) / self.errors[number] ** 2
-        for (a, b), index in self.faces.items():
-            self._add_faces(add, a, b, index, sd)
-        for (a, b), index in (inside or {}).items():
-            points = self._points(a, index)
-            distance, outward, _ = self.bodies[b].nearest_edge(transform_points(inverse(self.poses[b]), points))
+        for (a, b, trust), index in self.faces.items():
+            self._add_faces(add, a, b, trust, index, sd)
+        for (a, b, trust), index in (inside or {}).items():
+            points = self._faces(a, index)
+            distance, outward = self.bodies[b].nearest_edge(transform_points(inverse(self.poses[b]), points), trust)
             outward = outward @ self.poses[b][:3, :3].T
             blocks = [(12 * a, lever(points, self.centres[a], outward))]
             blocks += [(12 * b, -lever(points, self.centres[b], outward))]
@@ -160,14 +168,14 @@ class _State:
             self.slips[number] = turned_about(twist, self.pivots[number], slip) @ self.slips[number]
             self.centres[number] = self.centres[number] + shift
 
-    def _add_faces(self, add, a, b, index, sd):
-        points = self._points(a, index)
+    def _add_faces(self, add, a, b, trust, index, sd):
+        points = self._faces(a, index)
         directions, residual, weight = rows_on_neighbour(
-            self.bodies[b], self.poses[b], points, self._normals(a, index), self.bodies[a].edges.trust[index], sd
+            self.bodies[b], self.poses[b], points, self._normals(a, index), trust, sd
         )
         blocks = [(12 * a, lever(points, self.centres[a], directions))]
         blocks += [(12 * b, -lever(points, self.centres[b], directions))]
-        add(blocks, residual, FACE_INFORMATION * weight / max(weight.sum(), LEAST_MATCHED / sd**2))
+        add(blocks, residual, trust * FACE_INFORMATION * weight / max(weight.sum(), LEAST_MATCHED / sd**2))
 
     def _slip(self, number):
         """(6,) shift, mm, and turn, radians, of a fragment's part of the prediction."""
