@@ -64,7 +64,8 @@ def test_transforms_bring_the_fragments_home(files, result):
         motion = read_transform(files / "out" / record["transform"])
         assert np.allclose(motion, record["motion_ras"], atol=1e-4)
         surface = read_surface(files / "out" / record["surface"])
-        assert np.abs(surface.vertices.mean(0) - fragments(KIND)[number].vertices.mean(0)).max() < 1.5
+        # Thin spikes are taken for spurs, so that the middles differ.
+        assert np.abs(surface.vertices.mean(0) - fragments(KIND)[number].vertices.mean(0)).max() < 2.5
         true = np.linalg.inv(fracture(KIND).motions[number])
         rotation, _, translation = place_errors(motion, true, surface.vertices.mean(0), axis)
         assert rotation < 2 and translation < 1.5
