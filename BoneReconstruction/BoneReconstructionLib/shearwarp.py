@@ -23,6 +23,8 @@ _ROWS = 32
 _STEP_VOXELS = 0.65
 # Samples of an image that one thread takes sooner than several are woken.
 _SMALL = 500_000
+# Samples beside a position that the bicubic interpolation asks for.
+_REACH = 2
 # Slices whose interpolated rows are held at a time, in the second-level cache.
 _BLOCK = 128
 
@@ -49,12 +51,12 @@ def project(
     (low_x, low_y), (step_x, step_y), (columns, rows) = grid
     sums = np.zeros((rows, columns), np.float32)
     sx, sy, ss = source
-    arguments = (slices, sums, sx, sy, ss, low_x, step_x, low_y, step_y)
-    sum_slices = functools.partial(_sum_slices, *arguments)
-    small = sums.size * len(slices) < _SMALL
-    _in_bands(sum_slices, rows, rows if small else _BAND)
     # Pixel position in the image of slopes.
     into_grid = np.array([[1 / step_x, 0, -low_x / step_x], [0, 1 / step_y, -low_y / step_y], [0, 0, 1]]) @ homography
+    first, last = _spans(into_grid, shape, (rows, columns))
+    arguments = (slices, sums, first, last, sx, sy, ss, low_x, step_x, low_y, step_y)
+    small = sums.size * len(slices) < _SMALL
+    _in_bands(functools.partial(_sum_slices, *arguments), rows, rows if small else _BAND)
     # The last row of the homography tells how many slices the way to a pixel would cross.
     arguments = (sums, into_grid, np.ascontiguousarray(rays), homography[2].copy(), image)
     _in_bands(functools.partial(_warp, *arguments), shape[0], shape[0] if small else _ROWS)
@@ -88,13 +90,33 @@ def _slope_grid(size, homography, source, shape):
     return low + first * steps, steps, last - first + 1
 
 
+def _spans(into_grid, shape, grid):
+    """Of each row of the grid, (rows,) int the first column that a pixel asks for and the one behind the last."""
+    rows, columns = shape[0] - 1, shape[1] - 1
+    corners = into_grid @ np.array([(0, 0, 1.0), (columns, 0, 1.0), (columns, rows, 1.0), (0, rows, 1.0)]).T
+    x, y = corners[:2] / corners[2]
+    row = np.arange(grid[0])
+    low, high = np.full(grid[0], np.inf), np.full(grid[0], -np.inf)
+    # Where the detector's edges run within reach of the bicubic interpolation.
+    for end in range(4):
+        (y0, x0), (y1, x1) = sorted([(y[end - 1], x[end - 1]), (y[end], x[end])])
+        near = (row + _REACH >= y0) & (row - _REACH <= y1)
+        for place in (row - _REACH, row + _REACH):
+            share = (np.clip(place, y0, y1) - y0) / (y1 - y0) if y1 > y0 else np.float64(place > y0)
+            at = x0 + share * (x1 - x0)
+            low, high = np.where(near, np.minimum(low, at), low), np.where(near, np.maximum(high, at), high)
+    seen = low <= high
+    first = np.where(seen, np.floor(low, where=seen, out=np.zeros(grid[0])) - _REACH, 0)
+    last = np.where(seen, np.ceil(high, where=seen, out=np.zeros(grid[0])) + _REACH + 1, 0)
+    return np.clip(first, 0, grid[1]).astype(np.int64), np.clip(last, 0, grid[1]).astype(np.int64)
+
+
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _sum_slices(slices, sums, sx, sy, ss, low_x, step_x, low_y, step_y, first_row, last_row):
+def _sum_slices(slices, sums, first, last, sx, sy, ss, low_x, step_x, low_y, step_y, first_row, last_row):
     # The innermost loop adds up along a ray and stores nothing: only so does the compiler use gather instructions,
     # since it cannot know that what it stores is not what it looks up next. For the same reason there are slices of
     # arrays and loops from 0, which keep indices from being checked for being negative.
     count, height, width = slices.shape
-    columns = sums.shape[1]
     # The rows of a block of slices interpolated in y, each between two zeros; index 1 is x = 0.
     stride = width + 3
     lines = np.zeros(_BLOCK * stride, np.float32)
@@ -120,7 +142,7 @@ def _sum_slices(slices, sums, sx, sy, ss, low_x, step_x, low_y, step_y, first_ro
                 here, there = slices[begin + s, y0], slices[begin + s, y0 + 1]
                 for x in range(width):
                     line[x] = below * here[x] + above * there[x]
-            for column in range(columns):
+            for column in range(first[row], last[row]):
                 slope_x = low_x + column * step_x
                 x0 = sx + 1.0 + slope_x * start
                 # Where x lies in 0..width+1.
