@@ -26,7 +26,7 @@ SEARCH_CELL_MM = 6.0
 GLANCED, KEPT = 16, 3
 OUTLINE_PIXEL_MM = 1.0
 # Without these bones there is no knee. Of their ends, this share of the whole length, both views must show so much; of
-# their outlines so much must lie where the X-rays have it (0.2 to 0.3 do by chance, 0.8 in bad X-rays, 1 in good ones).
+# their outlines so much must lie where each X-ray has it (0.2 to 0.4 do by chance, 0.7 in bad X-rays, 1 in good ones).
 NEEDED, END_SHARE, LEAST_SEEN, LEAST_HELD = ("femur", "tibia"), 0.08, 0.6, 0.45
 
 
@@ -100,7 +100,7 @@ def reconstruct(images, seen, geometries, side, landmarks=(), report=lambda stag
         )
     views = views_at(OUTLINE_PIXEL_MM)
     residuals = {bone: tuple(residual(view, best.state, bone) for view in views) for bone in BONES}
-    if any(np.mean([one.held for one in residuals[bone]]) < LEAST_HELD for bone in NEEDED):
+    if any(one.held < LEAST_HELD for bone in NEEDED for one in residuals[bone]):
         raise InputError(
             "The two X-rays do not show a knee as their geometry has it: check side, views and geometry, and that the "
             "field of view holds the joint."
