@@ -94,21 +94,28 @@ def _spans(into_grid, shape, grid):
     """Of each row of the grid, (rows,) int the first column that a pixel asks for and the one behind the last."""
     rows, columns = shape[0] - 1, shape[1] - 1
     corners = into_grid @ np.array([(0, 0, 1.0), (columns, 0, 1.0), (columns, rows, 1.0), (0, rows, 1.0)]).T
-    x, y = corners[:2] / corners[2]
-    row = np.arange(grid[0])
-    low, high = np.full(grid[0], np.inf), np.full(grid[0], -np.inf)
+    return _spans_within(corners[0] / corners[2], corners[1] / corners[2], *grid)
+
+
+@numba.njit(nogil=True, cache=True)
+def _spans_within(x, y, rows, columns):
+    low, high = np.full(rows, np.inf), np.full(rows, -np.inf)
     # Where the detector's edges run within reach of the bicubic interpolation.
     for end in range(4):
-        (y0, x0), (y1, x1) = sorted([(y[end - 1], x[end - 1]), (y[end], x[end])])
-        near = (row + _REACH >= y0) & (row - _REACH <= y1)
-        for place in (row - _REACH, row + _REACH):
-            share = (np.clip(place, y0, y1) - y0) / (y1 - y0) if y1 > y0 else np.float64(place > y0)
-            at = x0 + share * (x1 - x0)
-            low, high = np.where(near, np.minimum(low, at), low), np.where(near, np.maximum(high, at), high)
-    seen = low <= high
-    first = np.where(seen, np.floor(low, where=seen, out=np.zeros(grid[0])) - _REACH, 0)
-    last = np.where(seen, np.ceil(high, where=seen, out=np.zeros(grid[0])) + _REACH + 1, 0)
-    return np.clip(first, 0, grid[1]).astype(np.int64), np.clip(last, 0, grid[1]).astype(np.int64)
+        x0, y0, x1, y1 = x[end - 1], y[end - 1], x[end], y[end]
+        if y0 > y1:
+            x0, y0, x1, y1 = x1, y1, x0, y0
+        for row in range(max(0, math.ceil(y0 - _REACH)), min(rows, math.floor(y1 + _REACH) + 1)):
+            for place in (row - _REACH, row + _REACH):
+                share = (min(max(place, y0), y1) - y0) / (y1 - y0) if y1 > y0 else 1.0 * (place > y0)
+                low[row] = min(low[row], x0 + share * (x1 - x0))
+                high[row] = max(high[row], x0 + share * (x1 - x0))
+    first, last = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    for row in range(rows):
+        if low[row] <= high[row]:
+            first[row] = min(max(math.floor(low[row]) - _REACH, 0), columns)
+            last[row] = min(max(math.ceil(high[row]) + _REACH + 1, 0), columns)
+    return first, last
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
