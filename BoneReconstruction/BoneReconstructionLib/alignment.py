@@ -21,6 +21,14 @@ _MIRROR_GAIN = 0.8
 _FLIPS = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
 
+def turned_about(turn, centre, shift):
+    """(4, 4) rigid motion: turned about a centre (3,) by a rotation vector (3,), radians, then shifted (3,), mm."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(turn).as_matrix()
+    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
+    return matrix
+
+
 @dataclass(frozen=True, eq=False)
 class RigidAlignment:
     """A rotation and translation, never a scaling or mirroring.

@@ -1,5 +1,6 @@
 """Running the cases of an evaluation in parallel processes, and writing its figures as CSV."""
 
+import argparse
 import csv
 import math
 import multiprocessing
@@ -109,6 +110,13 @@ def write_rows(path, rows, columns, decimals=None):
         raise InputError(f"{path} cannot be written ({error.strerror}): name another file.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def positive(text):
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a number from 1 is needed")
+    return int(text)
 
 
 def duration(seconds):

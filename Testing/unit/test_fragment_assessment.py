@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from brokentibiae import fracture, reduction
 
+from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.frames import transform_points
 from TibiaCompletionLib.fragments.assessment import FIGURES, Assessment
-from TibiaCompletionLib.fragments.bodies import turned_about
 
 KIND = "plateau-split-depression"
 WEDGE = 1

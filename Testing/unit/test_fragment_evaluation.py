@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tibiae import pose
 
+from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface
 from TibiaCompletionLib.evaluation import fragments
 from TibiaCompletionLib.evaluation.fragmentcases import fracture_keys
 from TibiaCompletionLib.evaluation.fragments import place_errors, summary
-from TibiaCompletionLib.fragments.bodies import turned_about
 
 CENTRE, AXIS = np.array([30.0, -20.0, 100.0]), np.array([0.0, 0.0, 1.0])
 

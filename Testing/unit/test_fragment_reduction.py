@@ -6,12 +6,13 @@ from brokentibiae import PLACE, fracture, fragments, healthy, reduction, target
 from phantoms import sphere_surface
 from tibiae import pose
 
+from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import MIRROR, transform_points
 from BoneReconstructionLib.surfaces import transformed
 from TibiaCompletionLib.evaluation.fragments import place_errors
 from TibiaCompletionLib.fragments.assessment import Assessment
-from TibiaCompletionLib.fragments.bodies import Body, overlap, turned_about
+from TibiaCompletionLib.fragments.bodies import Body, overlap
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.target import make_target
 

@@ -20,7 +20,7 @@ from BiplanarReconLib.fieldofview import in_both
 from BiplanarReconLib.registration.registration import METHOD, CtRegistrar
 from BiplanarReconLib.simulation import standard_views
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.evaluationruns import check_writable, duration, outcomes_of, reason, write_rows
+from BoneReconstructionLib.evaluationruns import check_writable, duration, outcomes_of, positive, reason, write_rows
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.xraysimulation import XrayConditions, XraySimulator
 
@@ -244,10 +244,10 @@ def add_arguments(parser):
         help="bone of the CT NAME, by its labels in NAME_labels beside it (default: all bone of a CT)",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.csv", help="one row for each registration")
-    parser.add_argument("--starts", type=_count, default=DEFAULT_STARTS, metavar="N", help="for each CT (default 100)")
+    parser.add_argument("--starts", type=positive, default=DEFAULT_STARTS, metavar="N", help="for each CT (default 100)")
     parser.add_argument("--seed", type=int, default=1, help="of poses, starts and noise (default 1)")
     parser.add_argument(
-        "--jobs", type=_count, default=1, metavar="N", help="parallel processes (default 1, which times are meant for)"
+        "--jobs", type=positive, default=1, metavar="N", help="parallel processes (default 1, which times are meant for)"
     )
 
 
@@ -256,12 +256,6 @@ def _labels(text):
     if not name or not all(number.isdecimal() for number in numbers.split(",")):
         raise argparse.ArgumentTypeError("NAME:LABEL,LABEL is needed")
     return name, tuple(numbers.split(","))
-
-
-def _count(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("a number from 1 is needed")
-    return int(text)
 
 
 def run(arguments):

@@ -1,6 +1,5 @@
 """`bonerecon evaluate knee`: reconstructions of real people's knees from X-rays made of their bones."""
 
-import argparse
 import itertools
 import time
 from dataclasses import astuple, dataclass
@@ -14,7 +13,7 @@ from BiplanarReconLib.fieldofview import in_both
 from BiplanarReconLib.fitting.reconstruction import METHOD, reconstruct
 from BiplanarReconLib.simulation import standard_views
 from BoneReconstructionLib.distances import SurfaceLocator
-from BoneReconstructionLib.evaluationruns import check_writable, duration, outcomes_of, reason, write_rows
+from BoneReconstructionLib.evaluationruns import check_writable, duration, outcomes_of, positive, reason, write_rows
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
@@ -249,13 +248,7 @@ def add_common_arguments(parser):
         "--bones", required=True, metavar="FOLDER", help="folder with <bone>/<subject>_<L|R>.ply of all four bones"
     )
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.csv", help="one row for each bone and case")
-    parser.add_argument("--jobs", type=_count, default=DEFAULT_JOBS, metavar="N", help="parallel processes (default 2)")
-
-
-def _count(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("a number from 1 is needed")
-    return int(text)
+    parser.add_argument("--jobs", type=positive, default=DEFAULT_JOBS, metavar="N", help="parallel processes (default 2)")
 
 
 def run(arguments):

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
+from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.projection import Projector
@@ -56,10 +57,7 @@ class Bone:
             (4, 4).
         """
         centre = transform_points(pose, self.centre[None])[0]
-        step = np.eye(4)
-        step[:3, :3] = Rotation.from_rotvec(rotation_vector).as_matrix()
-        step[:3, 3] = centre - step[:3, :3] @ centre + shift
-        return step @ pose
+        return turned_about(rotation_vector, centre, shift) @ pose
 
     def samples(self):
         """((n, 3) points of the CT in RAS mm, (n,) their shares of the bone's mass)."""

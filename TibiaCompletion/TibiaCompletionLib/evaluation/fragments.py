@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from BoneReconstructionLib.evaluationruns import check_writable, outcomes_of, reason, write_rows
+from BoneReconstructionLib.evaluationruns import check_writable, outcomes_of, positive, reason, write_rows
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.surfaces import transformed
 from BoneReconstructionLib.virtualfractures import displaced_surfaces
 from BoneReconstructionLib.volumes import Volume
 from TibiaCompletionLib.completion import piece_records, predict
 from TibiaCompletionLib.evaluation.fragmentcases import build_fracture, fracture_keys
-from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS, positive
+from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS
 from TibiaCompletionLib.fragments.bodies import Body, overlap
 from TibiaCompletionLib.fragments.edges import fragment_edges
 from TibiaCompletionLib.fragments.reduction import reduce

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from BoneReconstructionLib.evaluationruns import positive
 from BoneReconstructionLib.frames import SIDES, side_to_right
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface, transformed
@@ -13,7 +14,7 @@ from BoneReconstructionLib.twolegs import other_tibia
 from BoneReconstructionLib.virtualpatients import VirtualPatients
 from TibiaCompletionLib.evaluation.cases import CaseKey
 from TibiaCompletionLib.evaluation.runner import DEFAULT, evaluate, summary
-from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS, positive
+from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS
 
 PEOPLE, FIRST_SEED = 50, 1000
 CASES = ("shaft", "plateau", "pilon")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from BoneReconstructionLib.evaluationruns import positive
 from TibiaCompletionLib.evaluation.cases import case_keys
 from TibiaCompletionLib.evaluation.runner import BASELINES, DEFAULT, evaluate, method_names, summary
 
@@ -42,10 +43,3 @@ def _methods(text):
         if name not in method_names():
             raise argparse.ArgumentTypeError(f"there is no method {name!r}; choose out of {', '.join(method_names())}")
     return names
-
-
-def positive(text):
-    """A whole number from 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("a number from 1 is needed")
-    return int(text)

@@ -4,7 +4,6 @@ from functools import cached_property
 
 import numpy as np
 from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.frames import transform_points
@@ -92,14 +91,6 @@ class Body:
     def spread(self, count):
         """Indices of about `count` vertices all over the surface."""
         return spread_over(len(self.surface.vertices), count)
-
-
-def turned_about(turn, centre, shift):
-    """(4, 4) rigid motion: turned about a centre (3,) by a rotation vector (3,), radians, then shifted (3,), mm."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_rotvec(turn).as_matrix()
-    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
-    return matrix
 
 
 def inverse(motion):

@@ -9,8 +9,9 @@ neighbour.
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.frames import transform_points
-from TibiaCompletionLib.fragments.bodies import inverse, turned_about
+from TibiaCompletionLib.fragments.bodies import inverse
 
 # Cosine between normals from which on two surfaces look the same way.
 AGREEMENT = 0.6

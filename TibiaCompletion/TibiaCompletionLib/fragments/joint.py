@@ -12,9 +12,10 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.shapefitting import spread_over
-from TibiaCompletionLib.fragments.bodies import inverse, near, turned_about
+from TibiaCompletionLib.fragments.bodies import inverse, near
 from TibiaCompletionLib.fragments.edges import SPARSE_TRUST
 from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, rows_on_bone, rows_on_neighbour
 
