@@ -13,10 +13,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from BoneReconstructionLib import modelzoo
-from BoneReconstructionLib.threads import together
+from BoneReconstructionLib.threads import in_blocks, together
 
 TIBIA_PRIOR = "tibia-prior"  # the bundled model of tibia and fibula
 KERNEL_NODES = 300
+BLOCK = 2000  # points whose covariances one thread evaluates at a time
 CG_TOLERANCE = 1e-4
 FIBULA_SHIFT_SD_MM = (2.0, 2.0, 3.0)
 FIBULA_LENGTH_SD = 0.012
@@ -89,7 +90,9 @@ class ShapePrior:
         """Evaluate the kernels' low-rank basis at (n, 3) points: (n, q), mm for one standard deviation of each."""
         if not self.kernels:
             return np.zeros((len(points), 0))
-        return self.covariance(points, self.kernel_nodes) @ self._nystroem
+        nodes, factor = self.kernel_nodes, self._nystroem
+        blocks = in_blocks(lambda block: self.covariance(points[block], nodes) @ factor, len(points), BLOCK)
+        return np.concatenate(blocks)
 
     @cached_property
     def vertex_basis(self):
@@ -112,9 +115,10 @@ class ShapePrior:
 def farthest_points(points, count):
     """Indices of `count` points spread evenly over (n, 3) points by farthest-point sampling, started at the first."""
     chosen = np.zeros(count, dtype=np.int64)
-    distance = np.full(len(points), np.inf)
+    distance, columns = np.full(len(points), np.inf), np.ascontiguousarray(points.T)  # much faster than rows of three
     for k in range(1, count):
-        distance = np.minimum(distance, ((points - points[chosen[k - 1]]) ** 2).sum(1))
+        squares = [(column - column[chosen[k - 1]]) ** 2 for column in columns]
+        distance = np.minimum(distance, sum(squares[1:], squares[0]))
         chosen[k] = np.argmax(distance)
     return chosen
 

@@ -304,12 +304,13 @@ class TibiaLandmarks:
         mirror = side_to_right(side)
         bone = transform_points(mirror, tibia)
         axes = self.axes(bone)
+        normals = vertex_normals(Surface(bone, self.profile_faces))
         found = (
             self._length(axes),
             self._mpta(bone, axes),
             self._ldta(bone, axes),
-            self._slope("medial_slope", bone, self.medial_profile, axes),
-            self._slope("lateral_slope", bone, self.lateral_profile, axes),
+            self._slope("medial_slope", bone, normals, self.medial_profile, axes),
+            self._slope("lateral_slope", bone, normals, self.lateral_profile, axes),
             self._torsion(bone, axes),
             self._extent("plateau_width", bone[self.head], axes.lateral),
             self._extent("plateau_depth", bone[self.head], axes.anterior),
@@ -351,10 +352,11 @@ class TibiaLandmarks:
             plane=("Coronal plane of the ankle", _along(axes, ankle)),
         )
 
-    def _slope(self, name, bone, profile, axes):
+    @staticmethod
+    def _slope(name, bone, normals, profile, axes):
         # What belongs to the joint surface is told by the way it looks, not by the vertices: beside a border, or on a
         # convex plateau, a millimetre along the surface makes a degree.
-        normals = vertex_normals(Surface(bone, self.profile_faces))[profile]
+        normals = normals[profile]
         facing = axes.proximal
         for _ in range(ROUNDS):
             weight = np.clip((np.abs(normals @ facing) - BORDER) / (WITHIN - BORDER), 0, 1)

@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.shapefitting import spread_over
 from BoneReconstructionLib.surfaces import vertex_normals
+from BoneReconstructionLib.threads import in_blocks
 
 # Above this a joint surface cannot be reduced by the prediction: steps of 2 mm are operated on.
 JOINT_LIMIT_MM = 1.0
@@ -61,6 +62,7 @@ class Calibration:
 CALIBRATION = Calibration(posterior=1.75, posterior_between=0.8, unexplained_mm=0.4, reach_mm=8.0, measured_mm=0.2)
 # Visible bone counts as above or below a vertex within 45 degrees of the bone's axis; so many of its points are asked.
 STEEP, VISIBLE_POINTS = np.sqrt(0.5), 300
+BLOCK = 4000  # vertices whose deviations one thread works out at a time
 
 
 def deviations(prior, fitted, surface, visible):
@@ -96,7 +98,10 @@ def posterior_deviations(prior, fitted, surface):
         first = 7 + modes + axis * kernels
         jacobian[first : first + kernels] = (prior.vertex_basis[:count] * local[:, axis, None]).T
     lower = np.linalg.cholesky(fitted.precision)
-    return np.sqrt((solve_triangular(lower, jacobian, lower=True, overwrite_b=True) ** 2).sum(0))
+    variances = in_blocks(
+        lambda block: (solve_triangular(lower, jacobian[:, block], lower=True) ** 2).sum(0), count, BLOCK
+    )
+    return np.sqrt(np.concatenate(variances))
 
 
 def away_from_visible(fitted, surface, visible):
