@@ -53,6 +53,7 @@ NEEDS = {
     "BiplanarReconLib.kneereconstruction": {"vtk"},
     "BiplanarReconLib.sampleknee": {"torch", "vtk"},
     "TibiaCompletionLib.evaluation.table1": {"torch"},
+    "TibiaCompletionLib.evaluation.table1pictures": {"torch", "vtk"},
     "TibiaCompletionLib.autoencoders.evaluation": {"torch"},
     "TibiaCompletionLib.autoencoders.inference": {"torch"},
     "TibiaCompletionLib.autoencoders.network": {"torch", "monai"},

@@ -356,7 +356,7 @@ def test_the_table_is_made_from_what_was_trained(models, tmp_path, monkeypatch, 
     for cached in (table1._grid, table1._network, table1._exists):
         cached.cache_clear()
     arguments = ["evaluate", "table1", "--models", str(folder), "--output", str(tmp_path / "t.csv"), "--people", "1"]
-    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    assert cli.main([*arguments, "--device", "cpu", "--pictures", str(tmp_path / "t.png")]) == 0
     with open(tmp_path / "t.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     found = {(row["row"], row["column"]) for row in rows}
@@ -365,6 +365,7 @@ def test_the_table_is_made_from_what_was_trained(models, tmp_path, monkeypatch, 
     assert ("none", "prototype") not in found and ("masked", "prototype") not in found
     assert all(0 <= float(row["d_ssim_3"]) <= 1 and float(row["rmse"]) > 0 for row in rows)
     assert "mask-robust STN (eq. 4)" in capsys.readouterr().out
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_altered_weights_are_refused(models, tmp_path):

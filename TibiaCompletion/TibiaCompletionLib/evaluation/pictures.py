@@ -30,11 +30,7 @@ def compare(path, predicted, leg, title):
     """
     distance = SurfaceLocator(leg.tibia).signed(predicted.vertices)
     limit = max(SMALLEST_RANGE_MM, float(np.quantile(np.abs(distance), RANGE_SHARE)))
-    colours = vtk.vtkColorTransferFunction()
-    colours.SetColorSpaceToDiverging()
-    colours.AddRGBPoint(-limit, 0.23, 0.30, 0.75)
-    colours.AddRGBPoint(0.0, 0.87, 0.87, 0.87)
-    colours.AddRGBPoint(limit, 0.71, 0.02, 0.15)
+    colours = diverging_colours(limit)
 
     renderer = vtk.vtkRenderer()
     renderer.SetBackground(1, 1, 1)
@@ -43,18 +39,11 @@ def compare(path, predicted, leg, title):
         for column, (surface, values) in enumerate(((leg.tibia, None), (predicted, distance))):
             places = _turned(leg, surface.vertices, degrees)
             places[:, 0] -= (2 * row + column) * width  # seen from in front, +x is at the left
-            renderer.AddActor(_actor(Surface(places, surface.faces), values, colours))
-    bar = vtk.vtkScalarBarActor()
-    bar.SetLookupTable(colours)
-    bar.SetTitle("mm")
-    bar.SetNumberOfLabels(5)
+            renderer.AddActor(bone_actor(Surface(places, surface.faces), values, colours))
+    bar = scalar_bar(colours)
     bar.SetPosition(0.88, 0.2)
     bar.SetWidth(0.1)
     bar.SetHeight(0.6)
-    for text in (bar.GetTitleTextProperty(), bar.GetLabelTextProperty()):
-        text.SetColor(0, 0, 0)
-        text.SetFontSize(16)
-    bar.UnconstrainedFontSizeOn()
     renderer.AddViewProp(bar)
     label = vtk.vtkTextActor()
     label.SetInput(f"{title}. True and predicted, from in front and from the side; red: outside the true bone")
@@ -70,7 +59,30 @@ def compare(path, predicted, leg, title):
     camera.SetViewUp(0, 0, 1)
     renderer.ResetCamera()
     camera.Zoom(1.25)
-    _write(renderer, path)
+    write_picture(renderer, path, SIZE)
+
+
+def diverging_colours(limit_mm):
+    """Blue inside, grey on, red outside the true bone, up to a signed distance in mm."""
+    colours = vtk.vtkColorTransferFunction()
+    colours.SetColorSpaceToDiverging()
+    colours.AddRGBPoint(-limit_mm, 0.23, 0.30, 0.75)
+    colours.AddRGBPoint(0.0, 0.87, 0.87, 0.87)
+    colours.AddRGBPoint(limit_mm, 0.71, 0.02, 0.15)
+    return colours
+
+
+def scalar_bar(colours):
+    """The legend of `diverging_colours`, still to be placed."""
+    bar = vtk.vtkScalarBarActor()
+    bar.SetLookupTable(colours)
+    bar.SetTitle("mm")
+    bar.SetNumberOfLabels(5)
+    for text in (bar.GetTitleTextProperty(), bar.GetLabelTextProperty()):
+        text.SetColor(0, 0, 0)
+        text.SetFontSize(16)
+    bar.UnconstrainedFontSizeOn()
+    return bar
 
 
 def _turned(leg, points, degrees):
@@ -79,7 +91,8 @@ def _turned(leg, points, degrees):
     return places @ rotation_about((0.0, 0.0, 1.0), np.radians(degrees)).T
 
 
-def _actor(surface, values, colours):
+def bone_actor(surface, values, colours):
+    """Actor of a surface, bone-coloured, or coloured by values of its vertices where they are not None."""
     polydata = to_polydata(surface)
     if values is not None:
         polydata.GetPointData().SetScalars(numpy_to_vtk(values, deep=True))
@@ -97,13 +110,14 @@ def _actor(surface, values, colours):
     return actor
 
 
-def _write(renderer, path):
+def write_picture(renderer, path, size):
+    """Render off screen and write a PNG of (width, height) pixels, under a temporary name first."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         # VTK finds a window without a display by itself, but complains first.
         os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
     window = vtk.vtkRenderWindow()
     window.SetOffScreenRendering(True)
-    window.SetSize(*SIZE)
+    window.SetSize(*size)
     window.SetMultiSamples(8)
     window.AddRenderer(renderer)
     window.Render()

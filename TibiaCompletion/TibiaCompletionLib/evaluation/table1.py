@@ -115,14 +115,28 @@ def cells(people, device, report=lambda fraction: None):
         Cell.
     """
     for number, (name, raw) in enumerate(people):
-        for row in ROW_TITLES:
-            if not _exists(REGISTRATIONS.get(row)):
-                continue
-            target, shown, visible = registered(row, raw.float(), number, device)
+        for row, target, _, images in rows_of(raw, number, device):
             surface = crossings(target, _grid())
-            for column, image in reconstructions(row, shown, visible, device):
+            for column, image in images:
                 yield Cell(row, column, name, image_figures(image, target, surface, _grid()))
         report((number + 1) / len(people))
+
+
+def rows_of(raw, number, device):
+    """One person's rows of the table, of the registrations that have been trained.
+
+    Args:
+        raw: (1, 1, K, J, I) tensor.
+        number: of the person, for the random blocks.
+        device: torch device.
+
+    Yields:
+        (row, registered image, what the autoencoders are given, `reconstructions` of it).
+    """
+    for row in ROW_TITLES:
+        if _exists(REGISTRATIONS.get(row)):
+            target, shown, visible = registered(row, raw.float(), number, device)
+            yield row, target, shown, reconstructions(row, shown, visible, device)
 
 
 def registered(row, raw, number, device):
@@ -289,6 +303,9 @@ def add_arguments(parser):
     )
     parser.add_argument("--people", type=int, default=PEOPLE, metavar="N", help=f"virtual people (default: {PEOPLE})")
     parser.add_argument("--bones", metavar="FOLDER", help="real bones, tibia/<subject>_<L|R>.ply, instead of them")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="OUT.png", help="also picture the first person's cells, as the paper's table 2"
+    )
     parser.add_argument("--device", default="auto", help="torch device (default: a GPU where there is one)")
 
 
@@ -296,6 +313,8 @@ def run(arguments):
     """Run `bonerecon evaluate table1`."""
     if arguments.models is not None:
         os.environ[MODELS_VARIABLE] = str(arguments.models)
+    if arguments.pictures is not None:  # a missing package is told before the work, not after it
+        from TibiaCompletionLib.evaluation.table1pictures import contact_sheet
     device = chosen_device(arguments.device)
     progress = Progress({"people": 1, "methods": 8})
     if arguments.bones is None:
@@ -306,6 +325,22 @@ def run(arguments):
         found = list(cells(people, device, lambda fraction: progress.report("methods", fraction)))
     write_cells(arguments.output, found)
     print(table(found))
+    if arguments.pictures is not None:
+        arguments.pictures.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(arguments.pictures, pictured(people[0][1], device), list(COLUMN_TITLES.values()), _grid())
+
+
+@torch.no_grad()
+def pictured(raw, device):
+    """What `table1pictures.contact_sheet` shows of the first person, whose raw image is given."""
+
+    def array(image):
+        return image[0, 0].float().cpu().numpy()
+
+    return [
+        (ROW_TITLES[row], array(target), array(shown), {COLUMN_TITLES[name]: array(image) for name, image in images})
+        for row, target, shown, images in rows_of(raw, 0, device)
+    ]
 
 
 def virtual_people(count, device, report):

@@ -159,14 +159,18 @@ def image_surface(image, grid):
     Raises:
         InputError: nothing in the image is as bright as bone.
     """
-    from BoneReconstructionLib.meshing import isosurface  # the table is also made where vtk is missing
-
     if image.max() <= SURFACE_LEVEL:
         raise InputError("The network shows no bone for this input: check the masks, or choose another method.")
-    padded = np.pad(image, 1)
+    return largest_component(bright_surfaces(image, grid))
+
+
+def bright_surfaces(image, grid):
+    """Closed surfaces around all that is as bright as bone in an image; see `image_surface`."""
+    from BoneReconstructionLib.meshing import isosurface  # the table is also made where vtk is missing
+
     matrix = grid.ijk_to_standard
     matrix[:3, 3] -= grid.spacing_ijk
-    return largest_component(isosurface(Volume(padded, matrix), SURFACE_LEVEL))
+    return isosurface(Volume(np.pad(image, 1), matrix), SURFACE_LEVEL)
 
 
 def visible_image(case, side, matrix, grid):
