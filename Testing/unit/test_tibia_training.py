@@ -17,8 +17,12 @@ from virtualpeople import patients
 
 from BoneReconstructionLib import cli
 from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import MIRROR
 from BoneReconstructionLib.imagemetrics import HU_WINDOW
 from BoneReconstructionLib.modelzoo import MODELS_VARIABLE, Model
+from BoneReconstructionLib.shapeprior import load_prior
+from BoneReconstructionLib.surfacefiles import write_surface
+from BoneReconstructionLib.surfaces import Surface, transformed
 from BoneReconstructionLib.volumes import Volume, write_volume
 from TibiaCompletionLib.evaluation import table1
 from TibiaCompletionLib.networkmodels import (
@@ -366,6 +370,25 @@ def test_the_table_is_made_from_what_was_trained(models, tmp_path, monkeypatch, 
     assert all(0 <= float(row["d_ssim_3"]) <= 1 and float(row["rmse"]) > 0 for row in rows)
     assert "mask-robust STN (eq. 4)" in capsys.readouterr().out
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_real_people_lists_each_of_them(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(MODELS_VARIABLE, "")
+    for cached in (table1._grid, table1._network, table1._exists):
+        cached.cache_clear()
+    prior = load_prior("tibia-prior", "tibia")
+    (tmp_path / "tibia").mkdir()
+    for side, mirrored in (("R", False), ("L", True)):
+        bone = transformed(Surface(prior.mean, prior.faces), MIRROR if mirrored else np.eye(4))
+        write_surface(tmp_path / "tibia" / f"one_{side}.ply", bone)
+    arguments = ["evaluate", "table1", "--models", str(models[0] / "models"), "--output", str(tmp_path / "t.csv")]
+    assert cli.main([*arguments, "--bones", str(tmp_path), "--device", "cpu"]) == 0
+    with open(tmp_path / "t.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["person"] for row in rows} == {"one_L", "one_R"}
+    printed = capsys.readouterr().out
+    assert printed.count("w/o registration") == 2 and printed.count("What differs from the paper") == 1
+    assert "one_L" in printed and "±" not in printed
 
 
 def test_altered_weights_are_refused(models, tmp_path):

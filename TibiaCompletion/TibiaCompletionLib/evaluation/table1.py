@@ -264,7 +264,12 @@ def table(found):
             theirs = ["N/A" if value is None else f"{value:g}" for value in paper]
             parts = [f"{value} [{other}]".ljust(22) for value, other in zip(ours, theirs, strict=True)]
             lines.append(f"  {title:18} {' '.join(parts)}".rstrip())
-    return "\n".join([*lines, DIFFERENCES.format(spacing=" x ".join(f"{one:g}" for one in _grid().spacing_ijk))])
+    return "\n".join(lines)
+
+
+def differences():
+    """Sentences about what differs from the paper."""
+    return DIFFERENCES.format(spacing=" x ".join(f"{one:g}" for one in _grid().spacing_ijk))
 
 
 def _mean_text(values):
@@ -324,7 +329,12 @@ def run(arguments):
     with torch.no_grad():
         found = list(cells(people, device, lambda fraction: progress.report("methods", fraction)))
     write_cells(arguments.output, found)
-    print(table(found))
+    if arguments.bones is None:
+        print(table(found))
+    else:  # too few for a mean: case by case
+        for name, _ in people:
+            print(f"{name}\n{table([cell for cell in found if cell.person == name])}\n")
+    print(differences())
     if arguments.pictures is not None:
         arguments.pictures.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(arguments.pictures, pictured(people[0][1], device), list(COLUMN_TITLES.values()), _grid())
