@@ -78,12 +78,21 @@ def _on_grid(angle, height, values, angles, heights):
     near = [np.abs(angle + turn) < 1.2 * np.pi for turn in turns]
     places = [np.stack([scale * (angle + turn), height], 1)[kept] for turn, kept in zip(turns, near)]
     at = np.stack(np.meshgrid(scale * angles, heights), -1)
-    grid = _interpolated(np.concatenate(places), np.concatenate([values[kept] for kept in near]), at.reshape(-1, 2))
+    grid = interpolated(np.concatenate(places), np.concatenate([values[kept] for kept in near]), at.reshape(-1, 2))
     return tuple(column.reshape(at.shape[:2]) for column in grid.T)
 
 
-def _interpolated(points, values, at):
-    """Values (n, c) at scattered points (n, 2) of the plane interpolated linearly at others (m, 2); outside NaN."""
+def interpolated(points, values, at):
+    """Interpolate linearly between scattered points of the plane.
+
+    Args:
+        points: (n, 2).
+        values: (n, c) at the points.
+        at: (m, 2) where they are asked for.
+
+    Returns:
+        (m, c), NaN outside the points' convex hull.
+    """
     triangles = Delaunay(points)
     found = triangles.find_simplex(at)
     to_corners = triangles.transform[found]
@@ -93,8 +102,17 @@ def _interpolated(points, values, at):
     return np.where(found[:, None] < 0, np.nan, between)
 
 
-def _natural_spline(places, values, at):
-    """The natural cubic spline through values (n,) at ascending places (n,), n >= 3, at others; it goes on beyond."""
+def natural_spline(places, values, at):
+    """The natural cubic spline, whose second derivative is zero at both ends; its end pieces go on beyond.
+
+    Args:
+        places: (n,) ascending, n >= 3.
+        values: (n,) at the places.
+        at: (m,) where the spline is asked for.
+
+    Returns:
+        (m,).
+    """
     steps = np.diff(places)
     slopes = np.diff(values) / steps
     bands = np.zeros((3, len(places) - 2))
@@ -123,5 +141,5 @@ def _corrections(heights, radius, known):
         if known[gap].any() or not (known[first] and known[last + 1]):
             continue
         share = 1 / (1 + ((heights[last + 1] - heights[first]) / EQUAL_GAP_MM) ** STEEPNESS)
-        correction[gap] = share * (_natural_spline(knots, means, heights[gap]) - radius[gap])
+        correction[gap] = share * (natural_spline(knots, means, heights[gap]) - radius[gap])
     return correction

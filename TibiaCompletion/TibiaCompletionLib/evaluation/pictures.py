@@ -127,6 +127,7 @@ def write_picture(renderer, path, size):
     image.Update()
     temporary = path.with_name(f".{path.name}")
     writer = vtk.vtkPNGWriter()
+    writer.SetCompressionLevel(9)
     writer.SetFileName(str(temporary))
     writer.SetInputConnection(image.GetOutputPort())
     writer.Write()

@@ -16,7 +16,7 @@ from TibiaCompletionLib.registration.inference import bright_surfaces
 INPUT, TRUTH = "Input", "Registered bone"
 RANGE_MM = 5.0
 GAP_MM, CAPTION_MM, TITLE_MM, BAR_MM = 14.0, 40.0, 45.0, 130.0
-PIXELS_PER_MM = 0.56
+PIXELS_PER_MM = 0.45
 
 
 def contact_sheet(path, rows, columns, grid):
@@ -111,7 +111,7 @@ def _text(text, right, up, centred=True):
     label.GetPositionCoordinate().SetValue(-right, 0.0, up)
     properties = label.GetTextProperty()
     properties.SetColor(0, 0, 0)
-    properties.SetFontSize(15)
+    properties.SetFontSize(13)
     properties.SetVerticalJustificationToCentered()
     if centred:
         properties.SetJustificationToCentered()
