@@ -172,7 +172,7 @@ def test_coarse_voxels_keep_the_mass_and_its_place():
     view = views(tuple(bone.centre))[0]
     fine, coarse = (bone.projector(size)(view).sum(dtype=float) for size in (1.0, 5.0))
     assert coarse == pytest.approx(fine, rel=0.01)
-    points, shares = bone.samples()
+    points, shares = bone.samples
     assert shares.sum() == pytest.approx(1) and np.allclose(shares @ points, bone.centre, atol=0.1)
     assert np.linalg.norm(bone.centre - MIDDLE) < 12 and 10 < bone.radius_mm < 30
 

@@ -27,6 +27,8 @@ FINE_PIXELS, COARSE_PIXELS, COARSE_MM = 1.0, 2.0, 4.0
 AIR, SKIN_MM = 0.12, 5.0
 # Beyond the cut end of a shaft the model shows nothing: pixels from so far before it on do not count, mm.
 CUT_MARGIN_MM = 8.0
+# Pixels that a matrix of a Gaussian makes at a time.
+BLOCK = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,28 +48,51 @@ class View:
     valid: np.ndarray
 
     @cached_property
-    def filters(self):
-        """((rows, rows), (columns, columns)) matrices of the finer and of the coarser Gaussian."""
-        return band_filters(self.geometry.shape, self.pixel_mm)
+    def _band(self):
+        return BandPass(self.geometry.shape, self.pixel_mm)
 
     def band_pass(self, images):
         """Band-passed (…, rows, columns) images."""
-        return apply_band(self.filters, images)
+        return self._band(images)
 
 
-def band_filters(shape, pixel_mm):
-    """The matrices of both Gaussians for rows and columns of an image."""
-    sigmas = FINE_PIXELS, max(COARSE_MM / pixel_mm, COARSE_PIXELS)
-    return [
-        [gaussian_filter1d(np.eye(size, dtype=np.float32), sigma, axis=0, mode="nearest") for size in shape]
-        for sigma in sigmas
-    ]
+class BandPass:
+    """A difference of two Gaussians, for images of one shape.
+
+    Args:
+        shape: (rows, columns).
+        pixel_mm: size of a pixel at the isocentre.
+    """
+
+    def __init__(self, shape, pixel_mm):
+        sigmas = FINE_PIXELS, max(COARSE_MM / pixel_mm, COARSE_PIXELS)
+        self._gaussians = [[_blocks(size, sigma) for size in shape] for sigma in sigmas]
+
+    def __call__(self, images):
+        """Images (…, rows, columns) after the finer Gaussian, minus what the coarser one leaves of them."""
+        fine, coarse = (_smoothed(images, *gaussian) for gaussian in self._gaussians)
+        return fine - coarse
 
 
-def apply_band(filters, images):
-    """Images minus what the coarser Gaussian leaves of them, after the finer one."""
-    (fine_rows, fine_columns), (coarse_rows, coarse_columns) = filters
-    return fine_rows @ images @ fine_columns.T - coarse_rows @ images @ coarse_columns.T
+def _blocks(size, sigma):
+    """A Gaussian as matrices for blocks of a row's pixels: [(pixels that a block takes, (block, pixels))].
+
+    A pixel's neighbours are few, and small products need no threads, which wait longer than they work.
+    """
+    whole = gaussian_filter1d(np.eye(size, dtype=np.float32), sigma, axis=0, mode="nearest")
+    blocks = []
+    for first in range(0, size, BLOCK):
+        rows = whole[first : first + BLOCK]
+        taken = np.flatnonzero(rows.any(axis=0))
+        taken = slice(taken[0], taken[-1] + 1)
+        blocks.append((taken, np.ascontiguousarray(rows[:, taken])))
+    return blocks
+
+
+def _smoothed(images, along_rows, along_columns):
+    """Images after a Gaussian of the `_blocks` for both directions."""
+    images = np.concatenate([weights @ images[..., taken, :] for taken, weights in along_rows], axis=-2)
+    return np.concatenate([images[..., taken] @ weights.T for taken, weights in along_columns], axis=-1)
 
 
 def make_view(line_integrals, valid, geometry, isocentre, pixel_mm):
@@ -95,7 +120,7 @@ def make_view(line_integrals, valid, geometry, isocentre, pixel_mm):
     image = map_coordinates(smooth, place, order=1, mode="nearest")
     shown = map_coordinates(valid.astype(np.float32), place, order=1, mode="nearest") > 0.99
     real = float(size[0] / shape[0])
-    observed = apply_band(band_filters(shape, real), image)
+    observed = BandPass(shape, real)(image)
     # The skin's edge is the strongest of all and tells nothing of bones.
     flesh = binary_erosion(image > AIR * np.percentile(image[shown], 95), iterations=max(round(SKIN_MM / real), 1))
     return View(resized, real, observed, shown & flesh)

@@ -1,6 +1,7 @@
 """The bone of a CT that is registered: its density, at the resolutions that projecting it from coarse to fine needs."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.ndimage import binary_dilation
@@ -59,6 +60,7 @@ class Bone:
         centre = transform_points(pose, self.centre[None])[0]
         return turned_about(rotation_vector, centre, shift) @ pose
 
+    @cached_property
     def samples(self):
         """((n, 3) points of the CT in RAS mm, (n,) their shares of the bone's mass)."""
         coarse = _binned(self.density, SAMPLE_MM)

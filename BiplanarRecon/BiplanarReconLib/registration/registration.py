@@ -7,6 +7,7 @@ are compared (X-rays and projections pass the same band-pass), so that soft tiss
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -17,6 +18,7 @@ from BiplanarReconLib.registration.search import REACH_MM, Spectra, places
 from BiplanarReconLib.registration.views import views_of
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.threads import together
 from BoneReconstructionLib.xraygeometry import check_views, common_point
 
 METHOD = "render-and-compare"
@@ -40,8 +42,9 @@ class Level:
 COARSE, MIDDLE, FINE = Level(4.0, 5.0, 4), Level(2.0, 2.5, 3), Level(1.0, 1.0, 8)
 # Pixels of the finest level in a voxel of the CT, at most.
 FINEST_PIXELS = 1.5
-# Places of the search that are fitted coarsely, and those that are fitted on; poses nearer than this are one place.
-GLANCED, KEPT = 8, 2
+# Places of the search that are fitted coarsely, so many steps at first; then those that are fitted on, and those at the
+# middle level. Poses nearer than this are one place.
+GLANCED, GLANCE_STEPS, TAKEN, KEPT = 8, 2, 4, 2
 ONE_PLACE_MM, ONE_PLACE_DEGREES = 5.0, 10.0
 # So much of the bone must lie in each X-ray, or so much of the X-ray show the bone.
 LEAST_SHOWN = 0.5
@@ -144,7 +147,9 @@ class CtRegistrar:
         start = self.start(geometries) if start is None else _rigid(start)
         isocentre = common_point(*geometries)
         sizes = [level.pixel_mm for level in self._levels]
-        both = [views_of(*one, isocentre, sizes) for one in zip(radiographs, geometries, strict=True)]
+        both = together(
+            partial(views_of, *one, isocentre, sizes) for one in zip(radiographs, geometries, strict=True)
+        )
         views = dict(zip(self._levels, zip(*both, strict=True), strict=True))
         for shown in self._shown(views[COARSE], start, REACH_MM):
             if shown < LEAST_SHOWN:
@@ -155,14 +160,15 @@ class CtRegistrar:
         report("finding the bone", 0.2)
         found = places(self._projectors[COARSE], self.bone, views[COARSE], start)
         report("finding the bone", 1.0)
-        fits = self._distinct([self._fit(COARSE, views, pose) for _, pose in found[:GLANCED]])
+        fits = self._fits(COARSE, views, [pose for _, pose in found[:GLANCED]], GLANCE_STEPS)
+        fits = self._fits(COARSE, views, [one.pose for one in fits[:TAKEN]])
         report("fitting the pose", 0.4)
-        fits = self._distinct([self._fit(MIDDLE, views, one.pose) for one in fits[:KEPT]])
+        fits = self._fits(MIDDLE, views, [one.pose for one in fits[:KEPT]])
         report("fitting the pose", 0.7)
         best = self._fit(self._levels[-1], views, fits[0].pose)
         report("fitting the pose", 1.0)
         shown = self._shown(views[MIDDLE], best.pose, RIM_MM)
-        residuals = tuple(self._residual(view, best.pose) for view in views[MIDDLE])
+        residuals = tuple(together(partial(self._residual, view, best.pose) for view in views[MIDDLE]))
         moved = self.bone.apart(best.pose, start)
         warnings = _judged(best.correlations, residuals, shown)
         if moved[0] > TRUSTED_MM or moved[1] > TRUSTED_DEGREES:
@@ -186,11 +192,12 @@ class CtRegistrar:
         magnification = geometry.source_detector_mm / float(geometry.depths(centre)[0])
         return self._projectors[self._levels[-1]](geometry, pose), float(geometry.spacing_uv.mean()) / magnification
 
-    def _fit(self, level, views, pose):
-        return fit(self._projectors[level], self.bone, views[level], pose, level.steps)
+    def _fit(self, level, views, pose, steps=None):
+        return fit(self._projectors[level], self.bone, views[level], pose, steps or level.steps)
 
-    def _distinct(self, fits):
-        """Fits to different places, the best first."""
+    def _fits(self, level, views, poses, steps=None):
+        """Fits from some poses to different places, the best first."""
+        fits = together(partial(self._fit, level, views, pose, steps) for pose in poses)
         kept = []
         for one in sorted(fits, key=lambda one: -one.score):
             gaps = [self.bone.apart(one.pose, other.pose) for other in kept]
@@ -200,7 +207,7 @@ class CtRegistrar:
 
     def _shown(self, views, pose, margin_mm):
         """Per view the share of the bone in what is seen, and so far around it, or of that which shows bone if more."""
-        points, weight = self.bone.samples()
+        points, weight = self.bone.samples
         points = transform_points(pose, points)
         shares = []
         for view in views:

@@ -5,10 +5,13 @@ X-ray at all shifts are a few fast Fourier transforms, and a shift in space is l
 """
 
 import itertools
+from functools import partial
 
 import numpy as np
 from scipy import fft
 from scipy.ndimage import map_coordinates
+
+from BoneReconstructionLib.threads import together
 
 # About each axis of the world; those within the reach are tried.
 TURNS_DEGREES, REACH_DEGREES = (-20.0, -10.0, 0.0, 10.0, 20.0), 20.5
@@ -34,16 +37,17 @@ def places(projector, bone, views, start):
     shifts = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     middle = start[:3, :3] @ bone.centre + start[:3, 3]
     moved = [(view.geometry.project(middle + shifts) - view.geometry.project(middle[None]))[:, ::-1] for view in views]
-    found = []
-    for turn in itertools.product(TURNS_DEGREES, repeat=3):
-        if np.linalg.norm(turn) > REACH_DEGREES:
-            continue
+
+    def best_of(turn):
         pose = bone.turned(start, np.radians(turn), np.zeros(3))
         score = sum(
             one.correlations(projector(one.view.geometry, pose), shift) for one, shift in zip(seen, moved, strict=True)
         )
         best = int(np.argmax(score))
-        found.append((float(score[best]) / len(views), bone.turned(pose, np.zeros(3), shifts[best])))
+        return float(score[best]) / len(views), bone.turned(pose, np.zeros(3), shifts[best])
+
+    turns = [turn for turn in itertools.product(TURNS_DEGREES, repeat=3) if np.linalg.norm(turn) <= REACH_DEGREES]
+    found = together(partial(best_of, turn) for turn in turns)
     return sorted(found, key=lambda pair: -pair[0])
 
 

@@ -5,17 +5,28 @@ the border, so that the band-pass finds no edge there; what has been filled in d
 """
 
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from scipy.ndimage import binary_erosion, distance_transform_edt, map_coordinates
 
-from BiplanarReconLib.fitting.shadows import AIR, make_view
+from BiplanarReconLib.fitting.shadows import AIR, View, make_view
+from BiplanarReconLib.registration.motion import ImageMotion
 from BoneReconstructionLib.errors import InputError
 
 # Pixels need not be smaller than this at the isocentre, mm.
 REDUCED_MM = 0.5
 # So far from a border values may be of both sides: a thick body ends gradually in a cone beam, mm.
 BORDER_MM = 6.0
+
+
+class RegistrationView(View):
+    """One X-ray at one resolution, in which images of a moving bone are compared."""
+
+    @cached_property
+    def motion(self):
+        """`ImageMotion` of the view."""
+        return ImageMotion(self.geometry)
 
 
 def views_of(radiograph, geometry, isocentre, pixel_sizes_mm):
@@ -28,7 +39,7 @@ def views_of(radiograph, geometry, isocentre, pixel_sizes_mm):
         pixel_sizes_mm: wanted sizes of the pixels there.
 
     Returns:
-        list of `shadows.View`.
+        list of `RegistrationView`.
 
     Raises:
         InputError: hardly anything of the X-ray is seen.
@@ -49,7 +60,7 @@ def views_of(radiograph, geometry, isocentre, pixel_sizes_mm):
         sizes = zip(view.valid.shape, shown.shape, strict=True)
         place = np.meshgrid(*((np.arange(n) + 0.5) * (full / n) - 0.5 for n, full in sizes), indexing="ij")
         known = map_coordinates(shown.astype(np.float32), place, order=1, mode="nearest") > 0.99
-        views.append(replace(view, valid=view.valid & known))
+        views.append(RegistrationView(view.geometry, view.pixel_mm, view.observed, view.valid & known))
     return views
 
 
@@ -65,7 +76,7 @@ def _reduced(radiograph, geometry, isocentre):
         geometry, detector_centre=centre, spacing_uv=geometry.spacing_uv * block[::-1], shape=(int(rows), int(columns))
     )
     return (
-        radiograph.line_integrals[kept].reshape(blocks).mean(axis=(1, 3)),
-        radiograph.seen[kept].reshape(blocks).all(axis=(1, 3)),
+        radiograph.line_integrals[kept].reshape(blocks).mean(axis=1).mean(axis=2),
+        radiograph.seen[kept].reshape(blocks).all(axis=1).all(axis=2),
         smaller,
     )
