@@ -16,6 +16,7 @@ from TibiaCompletionLib.completion import piece_records, predict
 from TibiaCompletionLib.evaluation.fragmentcases import build_fracture, fracture_keys
 from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS
 from TibiaCompletionLib.fragments.bodies import Body, overlap
+from TibiaCompletionLib.fragments.columns import bone_amounts
 from TibiaCompletionLib.fragments.edges import fragment_edges
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.splitting import fragment_surface
@@ -116,11 +117,10 @@ def _measured(case):
     predicted = transformed(completion.surface, mirror)
     motions = [np.array(record["motion_ras"]) for record in piece_records(given, completion, side)]
     count = len(fracture.motions)
-    surfaces = [
-        fragment_surface(Volume(case.labels.array == number + 1, case.labels.ijk_to_ras)) for number in range(count)
-    ]
+    masks = [Volume(case.labels.array == number + 1, case.labels.ijk_to_ras) for number in range(count)]
+    surfaces = [fragment_surface(mask) for mask in masks]
     target = make_target(predicted, side, np.linalg.inv(completion.matrix) @ mirror)
-    reduction = reduce(target, surfaces, motions, fragment_edges(surfaces, ct))
+    reduction = reduce(target, surfaces, motions, fragment_edges(surfaces, ct), bone_amounts(masks, ct))
     seconds = time.process_time() - completed
 
     held, found = _held(case), reduction.motions

@@ -23,12 +23,16 @@ class Body:
     Args:
         surface: closed, faces outward, mm.
         edges: `FragmentEdges` of its vertices in the same frame; None: the surface is exact.
+        bone: (points, amounts) in the same frame, see `columns.bone_amounts`; None: not known.
+
+    Attributes:
+        exact: whether the surface lies where the bone's does.
     """
 
-    def __init__(self, surface, edges=None):
-        self.surface = surface
+    def __init__(self, surface, edges=None, bone=None):
+        self.surface, self.bone = surface, bone
         self.normals = vertex_normals(surface)
-        self._exact = edges is None
+        self.exact = edges is None
         self.edges = edges or FragmentEdges.exact(surface)
         self._trusted = {}
 
@@ -54,7 +58,7 @@ class Body:
             (signed distances (n,) in mm, positive outside, outward unit normals (n, 3)); both zero where there is no
             such edge within `PLANE_REACH_MM`.
         """
-        if self._exact:
+        if self.exact:
             return self.nearest(points, exact)
         if trust not in self._trusted:
             index = np.flatnonzero(self.edges.trust >= trust)

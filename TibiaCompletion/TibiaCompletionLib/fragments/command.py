@@ -13,6 +13,7 @@ from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.volumes import Volume, read_geometry, read_masks, read_volume, resample, write_volume
 from TibiaCompletionLib.fragments.assessment import FIGURES
+from TibiaCompletionLib.fragments.columns import bone_amounts
 from TibiaCompletionLib.fragments.edges import fragment_edges
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.results import SPLIT, TABLE, TARGET, write_reduction
@@ -77,7 +78,11 @@ def reduce_fragments(ct, fragments, completion, folder, report, fracture=None):
     target = make_target(surface, side, ras_to_standard)
     edges = fragment_edges(surfaces, image)
     report("reducing", 0.3)
-    reduction = reduce(target, surfaces, motions, edges, lambda fraction: report("reducing", 0.4 + 0.6 * fraction))
+    amounts = bone_amounts(list(masks.values()), image)
+    report("reducing", 0.4)
+    reduction = reduce(
+        target, surfaces, motions, edges, amounts, lambda fraction: report("reducing", 0.4 + 0.6 * fraction)
+    )
     report("writing", 0.0)
     records = write_reduction(folder, list(masks), reduction)
     result = {

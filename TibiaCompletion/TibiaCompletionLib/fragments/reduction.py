@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from BoneReconstructionLib.errors import InputError
+from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.surfaces import Surface, transformed, volume_mm3
 from TibiaCompletionLib.fragments.bodies import Body
 from TibiaCompletionLib.fragments.fitting import misfit, place
@@ -54,7 +55,7 @@ class Reduction:
         return [transformed(body.surface, back) for body in self.bodies]
 
 
-def reduce(target, surfaces, motions=(), edges=None, report=lambda fraction: None):
+def reduce(target, surfaces, motions=(), edges=None, amounts=None, report=lambda fraction: None):
     """Bring fragments to their places.
 
     The largest goes to the target alone, the others in falling order of volume to the target and beside those that
@@ -67,6 +68,7 @@ def reduce(target, surfaces, motions=(), edges=None, report=lambda fraction: Non
             `shapecompletion.Completion` knows of the visible pieces.
         edges: list of `FragmentEdges` of the surfaces in the CT, from `edges.fragment_edges`; None: the surfaces are
             exact.
+        amounts: list of the fragments' bone in the CT, from `columns.bone_amounts`; None: not known.
         report: called with the fraction done.
 
     Returns:
@@ -75,9 +77,10 @@ def reduce(target, surfaces, motions=(), edges=None, report=lambda fraction: Non
     Raises:
         InputError: the largest fragment is no part of the target.
     """
+    axes, unknown = target.axes_from_ras, [None] * len(surfaces)
     bodies = [
-        Body(transformed(surface, target.axes_from_ras), edge and edge.transformed(target.axes_from_ras))
-        for surface, edge in zip(surfaces, edges or [None] * len(surfaces), strict=True)
+        Body(transformed(surface, axes), edge and edge.transformed(axes), bone and (transform_points(axes, bone[0]), bone[1]))
+        for surface, edge, bone in zip(surfaces, edges or unknown, amounts or unknown, strict=True)
     ]
     order = np.argsort([-volume_mm3(body.surface) for body in bodies], kind="stable")
     ordered = [bodies[number] for number in order]

@@ -91,12 +91,21 @@ def fragment_surface(mask):
     """
     lower, upper = bounding_box(mask.array)
     box = crop(mask, lower, upper)
-    spacing, solid = mask.spacing[::-1], np.pad(box.array, 1)
-    if np.count_nonzero(solid) * np.prod(spacing) / 1000 > THIN_ML:
-        core = ndimage.distance_transform_edt(solid, spacing) > SPUR_MM
-        solid &= ndimage.distance_transform_edt(~core, spacing) <= SPUR_MM
+    solid = np.pad(box.array, 1)
+    if np.count_nonzero(solid) * np.prod(mask.spacing) / 1000 > THIN_ML:
+        core = _distance_to(~solid, mask.spacing) > SPUR_MM
+        solid &= _distance_to(core, mask.spacing) <= SPUR_MM
     thick = solid[1:-1, 1:-1, 1:-1]
     return decimate(mask_surface(Volume(thick, box.ijk_to_ras)), MOST_FACES)[0]
+
+
+def _distance_to(mask, spacing):
+    """(K, J, I) distance of each voxel to the nearest one of a mask, mm; not positive inside it. `spacing` is of i, j, k."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(mask.view(np.uint8))
+    image.SetSpacing(spacing.tolist())
+    return sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True))
 
 
 def _cracks(ct):

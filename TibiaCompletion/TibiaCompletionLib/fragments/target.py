@@ -64,8 +64,12 @@ def make_target(surface, side, ras_to_standard):
     """
     mirror = side_to_right(side)
     prior, right = load_prior(TIBIA_PRIOR, "tibia"), transformed(surface, mirror)
-    begin = mirror @ np.linalg.inv(ras_to_standard)
-    fitted = fit(prior, VisibleSurface.whole(right), begin).surface.vertices
+    # A bone that a scan does not end is the prior's own mesh.
+    if np.array_equal(right.faces, prior.faces):
+        fitted = right.vertices
+    else:
+        begin = mirror @ np.linalg.inv(ras_to_standard)
+        fitted = fit(prior, VisibleSurface.whole(right), begin).surface.vertices
     axes = TibiaLandmarks(prior.mean, prior.faces).axes(fitted)
     matrix = np.eye(4)
     matrix[:3, :3] = [axes.lateral, axes.anterior, axes.proximal]

@@ -1,0 +1,211 @@
+"""Columns of bone across a break: what is missing between two fragments, or is there twice, at given places.
+
+Where a broken face lies is hidden by a CT's blur and by a rough segmentation, but neither makes bone nor takes any
+away. So a column of bone along the shaft, a sector of its cross-sections, holds as much across a break as the intact
+bone above and below tells, less what has crumbled away: that is little in most columns, and it is never negative.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.volumes import Volume, crop, resample
+
+# Bone is what is brighter than soft tissue by more than the noise, up to so far beside the fragments' masks.
+SOFT_HU, LEAST_HU, SKIRT_MM = 60.0, 150.0, 2.5
+# Voxels are taken together in blocks of about this size.
+BLOCK_MM = 1.4
+SECTORS, STEP_MM, SMOOTHING_MM = 24, 1.0, 1.0
+# Heights at which the bone's middle is known, and half the slices that tell it.
+MIDDLE_STEP_MM, MIDDLE_HALF_MM = 5.0, 4.0
+# A fragment owns a column where nearly all of it is its, and there is about as much as further along the column.
+OWNED, FILLED, FURTHER_MM = 0.9, 0.5, 41.0
+# So much of the column on both sides of a break belongs to it, and so much beyond tells what would be there.
+BREAK_MM, BESIDE_MM = 8.0, 10.0
+SHORTEST_MM = 6.0
+# A fragment that owns less than this share of the columns is not all around: what is missing beside it may be its fault.
+ALL_AROUND = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns of a break between two fragments.
+
+    Attributes:
+        lower, upper: numbers of the fragments below and above the break.
+        places: (n, 3) where each column is broken, mm.
+        missing_mm: (n,) length of the column that is missing; negative where bone lies in bone.
+    """
+
+    lower: int
+    upper: int
+    places: np.ndarray
+    missing_mm: np.ndarray
+
+
+def bone_amounts(masks, ct):
+    """The bone of each fragment in a CT, that beside its mask included.
+
+    Args:
+        masks: bool volumes of the fragments, of any grid.
+        ct: volume in HU.
+
+    Returns:
+        list of ((n, 3) points in RAS mm, (n,) amounts in HU * mm^3 above soft tissue), one for each fragment.
+    """
+    corners = [_corners(mask, ct) for mask in masks]
+    margin = np.ceil(SKIRT_MM / ct.spacing[::-1]).astype(int) + 1
+    lower = np.min([low for low, _ in corners], 0) - margin
+    ct = crop(ct, lower, np.max([high for _, high in corners], 0) + margin)
+    labels = np.zeros(ct.shape, dtype=np.uint8)
+    for number, mask in enumerate(masks, start=1):
+        labels[resample(mask, ct.shape, ct.ijk_to_ras, "nearest").array] = number
+    hu = np.asarray(ct.array, dtype=np.float32) - SOFT_HU
+    bone = np.argwhere(hu > LEAST_HU)
+    owner = labels[tuple(bone.T)]
+    beside = np.flatnonzero(owner == 0)
+    rim = np.argwhere((labels > 0) & ~ndimage.binary_erosion(labels > 0))
+    spacing = ct.spacing[::-1]
+    distance, nearest = cKDTree(rim * spacing).query(bone[beside] * spacing, distance_upper_bound=SKIRT_MM)
+    near = np.isfinite(distance)
+    owner[beside[near]] = labels[tuple(rim[nearest[near]].T)]
+    amount = hu[tuple(bone.T)] * np.prod(ct.spacing)
+    return [_in_blocks(bone[owner == number], amount[owner == number], ct) for number in range(1, len(masks) + 1)]
+
+
+def _corners(mask, ct):
+    """Lowest and highest k, j, i of a mask's box in a CT."""
+    kji = np.array(np.nonzero(mask.array)).T
+    box = np.array(np.meshgrid(*zip(kji.min(0) - 0.5, kji.max(0) + 0.5, strict=True))).reshape(3, -1).T
+    place = transform_points(ct.ras_to_ijk @ mask.ijk_to_ras, box[:, ::-1])[:, ::-1]
+    return np.floor(place.min(0)).astype(int), np.ceil(place.max(0)).astype(int) + 1
+
+
+def _in_blocks(kji, amount, ct):
+    """(centres of mass (m, 3) in RAS mm, sums (m,)) of blocks of voxels."""
+    block = np.maximum(np.rint(BLOCK_MM / ct.spacing[::-1]), 1).astype(int)
+    shape = np.array(ct.shape) // block + 1
+    number = np.ravel_multi_index(tuple((kji // block).T), shape)
+    total = np.bincount(number, amount)
+    filled = np.flatnonzero(total)
+    middle = np.stack([np.bincount(number, amount * axis)[filled] / total[filled] for axis in kji.T[::-1]], 1)
+    return transform_points(ct.ijk_to_ras, middle), total[filled]
+
+
+class ColumnBalance:
+    """What is missing in the columns of a bone whose fragments move.
+
+    Args:
+        bone: Surface of the healthy bone, +z along it, mm.
+        amounts: from `bone_amounts`, in the same frame.
+    """
+
+    def __init__(self, bone, amounts):
+        self._amounts = amounts
+        heights = bone.vertices[:, 2]
+        self._low, high = heights.min() - BREAK_MM, heights.max() + BREAK_MM
+        self._count = int((high - self._low) / STEP_MM) + 1
+        self._heights, middles = [], []
+        for height in np.arange(heights.min() + MIDDLE_HALF_MM, heights.max(), MIDDLE_STEP_MM):
+            ring = bone.vertices[np.abs(heights - height) < MIDDLE_HALF_MM]
+            if len(ring):
+                self._heights.append(height)
+                middles.append((ring[:, :2].min(0) + ring[:, :2].max(0)) / 2)
+        self._middles = np.array(middles)
+
+    def breaks(self, poses):
+        """The breaks between fragments at their poses.
+
+        Args:
+            poses: (4, 4) rigid for each fragment.
+
+        Returns:
+            list of Columns.
+        """
+        profiles, x, y = self._profiles(poses)
+        wholes = profiles.sum(0)
+        runs = [_runs(profiles[:, sector], wholes[sector]) for sector in range(SECTORS)]
+        columns = [sum(any(run[0] == number for run in own) for own in runs) for number in range(len(poses))]
+        around = [count >= ALL_AROUND * SECTORS for count in columns]
+        found = {}
+        for sector, whole in enumerate(wholes):
+            for lower, upper, first, last in _breaks(runs[sector]):
+                if not (around[lower] and around[upper]):
+                    continue
+                missing = _missing(whole, first, last)
+                if missing is not None:
+                    own = slice(first, last + 1)
+                    mass = whole[own].sum()
+                    middle = self._low + STEP_MM * (first + last) / 2
+                    place = (x[sector, own].sum() / mass, y[sector, own].sum() / mass, middle)
+                    found.setdefault((lower, upper), []).append((place, missing))
+        return [
+            Columns(lower, upper, np.array([place for place, _ in columns]), np.array([gap for _, gap in columns]))
+            for (lower, upper), columns in found.items()
+        ]
+
+    def _profiles(self, poses):
+        """((fragments, sectors, heights) amounts, (sectors, heights) amounts times x, and times y)."""
+        size = SECTORS * self._count
+        profiles = np.zeros((len(poses), size))
+        x, y = np.zeros(size), np.zeros(size)
+        for number, ((points, amount), pose) in enumerate(zip(self._amounts, poses, strict=True)):
+            points = transform_points(pose, points)
+            away = [points[:, k] - np.interp(points[:, 2], self._heights, self._middles[:, k]) for k in (0, 1)]
+            sector = np.floor((np.arctan2(away[1], away[0]) / (2 * np.pi) + 0.5) * SECTORS).astype(int) % SECTORS
+            height = (points[:, 2] - self._low) / STEP_MM
+            below = np.floor(height).astype(int)
+            for level, share in ((below, 1 - height + below), (below + 1, height - below)):
+                kept = (level >= 0) & (level < self._count)
+                index, part = (sector * self._count + level)[kept], (amount * share)[kept]
+                profiles[number] += np.bincount(index, part, size)
+                x += np.bincount(index, part * points[kept, 0], size)
+                y += np.bincount(index, part * points[kept, 1], size)
+        shape = (SECTORS, self._count)
+        profiles = ndimage.gaussian_filter1d(profiles.reshape(-1, *shape), SMOOTHING_MM / STEP_MM, axis=2)
+        return profiles, x.reshape(shape), y.reshape(shape)
+
+
+def _runs(column, whole):
+    """What of one column each fragment owns: [fragment, first height, last height], upwards.
+
+    Args:
+        column: (fragments, heights) amounts.
+        whole: (heights,) their sum.
+    """
+    usual = ndimage.percentile_filter(whole, 80, size=int(FURTHER_MM / STEP_MM))
+    owned = (column.max(0) > OWNED * whole) & (whole > FILLED * usual)
+    owner = np.where(owned, column.argmax(0), -1)
+    ends = np.flatnonzero(np.diff(owner)) + 1
+    runs = []
+    for first, last in zip(np.r_[0, ends], np.r_[ends, len(owner)] - 1, strict=True):
+        if owner[first] < 0 or (last - first + 1) * STEP_MM < SHORTEST_MM:
+            continue
+        if runs and runs[-1][0] == owner[first]:
+            runs[-1][2] = int(last)
+        else:
+            runs.append([int(owner[first]), int(first), int(last)])
+    return runs
+
+
+def _breaks(runs):
+    """Yields (lower, upper, first, last) of one column's runs: two fragments, and the heights between what they own."""
+    margin = int((BREAK_MM + BESIDE_MM) / STEP_MM)
+    for (lower, start, first), (upper, last, end) in zip(runs, runs[1:]):
+        if first - margin >= start and last + margin <= end:
+            yield lower, upper, first, last
+
+
+def _missing(whole, first, last):
+    """Length of a column that is missing about the heights `first` to `last`, mm; None where there is no column."""
+    reach, beside = int(BREAK_MM / STEP_MM), int(BESIDE_MM / STEP_MM)
+    inside = np.arange(first - reach, last + reach + 1)
+    outside = np.r_[inside[0] - np.arange(beside, 0, -1), inside[-1] + np.arange(1, beside + 1)]
+    slope, level = np.polyfit(outside - inside.mean(), whole[outside], 1)
+    expected = level + slope * (inside - inside.mean())
+    if level <= 0:
+        return None
+    return float((expected - whole[inside]).sum() / level * STEP_MM)
