@@ -15,7 +15,7 @@ from TibiaCompletionLib.registration.inference import bright_surfaces
 
 INPUT, TRUTH = "Input", "Registered bone"
 RANGE_MM = 5.0
-GAP_MM, CAPTION_MM, TITLE_MM, BAR_MM = 14.0, 40.0, 45.0, 130.0
+GAP_MM, CAPTION_MM, TITLE_MM, BAR_MM = 14.0, 40.0, 70.0, 150.0
 PIXELS_PER_MM = 0.45
 
 
@@ -35,10 +35,10 @@ def contact_sheet(path, rows, columns, grid):
     renderer, colours = vtk.vtkRenderer(), diverging_colours(RANGE_MM)
     renderer.SetBackground(1, 1, 1)
     for column, title in enumerate(titles):
-        renderer.AddViewProp(_text(title, column * width + extent[0], TITLE_MM / 2))
+        renderer.AddViewProp(_text(title.replace(", ", ",\n"), column * width + extent[0], TITLE_MM / 2))
     for number, (title, target, shown, found) in enumerate(rows):
         top = -number * height
-        renderer.AddViewProp(_text(title, 0.0, top - TITLE_MM / 2, centred=False))
+        renderer.AddViewProp(_text(title, 0.0, top - 0.7 * TITLE_MM, centred=False))
         truth = SurfaceLocator(bright_surfaces(target, grid))
         for column, image in enumerate([shown, *(found.get(name) for name in columns), target]):
             place = np.array([column * width, top - TITLE_MM - extent[2] / 2])
