@@ -22,6 +22,8 @@ from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, rows_on_bone
 
 # Standard deviations of the distances in each step, mm; the first lets faces find each other across a gap.
 JOINT_MM = (6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 2.5, 2.0, 2.0, 1.5, 1.5, 1.2, 1.2, 1.0, 1.0, 0.8, 0.8, 0.7, 0.7)
+# All fragments have been laid on the bone already, which gives way as a whole: no point of it is far off.
+BONE_MM = 1.0
 FACE_POINTS = 1000
 # How far predictions err in what the first fragment does not show: along x, y, z, mm, and about them, degrees; less,
 # but not less than the floor, where a fragment's surface lies nearer to the first one's than the reach. Completions
@@ -36,12 +38,12 @@ INDEPENDENT_SHARE = 0.05
 FACE_INFORMATION = 2.0
 # Fewer dense edges than that show no face; fewer edges that fit than that tell less.
 FEWEST_DENSE, LEAST_MATCHED = 30, 5.0
-# Columns of bone across a break: how far those err, mm, that miss some and those that lie in each other, of which there
-# is none in truth while bone may have crumbled away. All of a break's tell as much as their mean errs, 0.7 mm on virtual
+# Columns of bone across a break: what all have lost; how far those err, mm, that miss more and those that lie in each
+# other, of which there is none in truth while bone may have crumbled away. All of a break's tell as much as their mean errs, 0.7 mm on virtual
 # people, and more beside broken faces in a rough segmentation, which err by millimetres all the same way; fewer columns
 # than that tell less.
-MISSING_SD_MM, DOUBLE_SD_MM = 1.5, 3.0
-COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 12.0, 10.0
+LOST_MM, MISSING_SD_MM, DOUBLE_SD_MM = 0.3, 1.5, 3.0
+COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
 # What no row holds stays: standard deviations of a step, mm, and mm at this distance from the centre.
 STEP_MM, ARM_MM = 10.0, 30.0
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
@@ -152,9 +154,8 @@ class _State:
 
         for number, chosen in enumerate(self.chosen):
             points, back = self._points(number, chosen), inverse(self.slips[number])
-            rows = rows_on_bone(
-                self.bone, transform_points(back, points), self._normals(number, chosen) @ back[:3, :3].T, sd
-            )
+            here, normals = transform_points(back, points), self._normals(number, chosen) @ back[:3, :3].T
+            rows = rows_on_bone(self.bone, here, normals, min(sd, BONE_MM))
             directions = rows[0] @ self.slips[number][:3, :3].T
             moves = lever(points, self.centres[number], directions)
             slips = -lever(points, self.pivots[number], directions)
@@ -191,7 +192,7 @@ class _State:
         add(blocks, residual, trust * FACE_INFORMATION * weight / max(weight.sum(), LEAST_MATCHED / sd**2))
 
     def _add_columns(self, add, columns, sd):
-        residual = columns.missing_mm
+        residual = columns.missing_mm - LOST_MM
         expected = np.where(residual > 0, MISSING_SD_MM, DOUBLE_SD_MM) * max(sd, 1.0)
         weight = 1 / (1 + (residual / expected) ** 2) ** 2
         # Where bone crumbled away on one side, its columns would tilt a fragment: only how far it has to go is asked.
