@@ -11,7 +11,8 @@
 4. Range. linear: p = -ln(I / I0), I0 being the `AIR_PERCENTILE` of the values: exact where the image shows some
    unattenuated beam, else low by a constant. log: p runs linearly from 0 at the brightest `AIR_PERCENTILE` to
    `DENSEST` at the darkest: right up to a factor and a constant. Methods must not rely on more than the image has.
-5. Collimated parts, where next to nothing arrives along the image's border, are marked as not seen.
+5. Collimated parts, where next to nothing arrives along the image's border behind the step of a blade's edge, or which
+   a shutter has blanked, are marked as not seen. A thick body is dark without such a step and stays.
 """
 
 import math
@@ -37,6 +38,9 @@ COLLIMATED = 6.5  # line integral from which nothing can be seen: 0.15 %, zero i
 # Half-lit border of a collimated part: at most this share of the image's width, and denser than this percentile of what
 # lies further inside.
 RIM_WIDTH, RIM_PERCENTILE = 0.03, 99.0
+# A blade's edge: the line integrals rise by so much within that width, after a mean over so many pixels against noise.
+# So much of a dark part's edge inside the image must be such a step.
+STEP, SPECKLE, LEAST_STEPPED = 2.5, 5, 0.5
 LEAST_SIDE, LEAST_LEVELS, LEAST_CORRELATION = 64, 24, 0.5
 
 _VALUES_KEY = "bonerecon_values"
@@ -315,18 +319,39 @@ def _to_line_integrals(values: np.ndarray, full: float, relation: str, bone: str
 
 
 def _collimated(line_integrals: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(rows, columns) bool: parts along the border where nothing arrived, or that a shutter has blanked."""
+    """(rows, columns) bool: parts along the border where nothing arrived, or that a shutter has blanked.
+
+    A thick body lets as little through as a blade does, but only a blade's edge is a step.
+    """
+    rim = max(int(RIM_WIDTH * values.shape[1]), 1)
     densest = line_integrals >= line_integrals.max()
     # A shutter blanks many pixels to one value; the densest pixel of a knee is single.
-    dark = (line_integrals >= COLLIMATED) | (densest if densest.mean() > 0.01 else np.zeros_like(densest))
-    labels, count = ndimage.label(dark)
-    if not count:
-        return dark
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    collimated = np.isin(labels, border[border > 0])
+    blank = densest if densest.mean() > 0.01 else np.zeros_like(densest)
+    dark = line_integrals >= COLLIMATED
+    if dark.any():
+        dark &= _behind_blades(line_integrals, dark, rim)
+    collimated = np.isin(*_along_border(dark | blank))
     if not collimated.any():
         return collimated
-    near = ndimage.distance_transform_cdt(~collimated, "chessboard") <= RIM_WIDTH * values.shape[1]
+    near = ndimage.distance_transform_cdt(~collimated, "chessboard") <= rim
     if near.all():
         return collimated
     return collimated | (near & (line_integrals > np.percentile(line_integrals[~near], RIM_PERCENTILE)))
+
+
+def _behind_blades(line_integrals: np.ndarray, dark: np.ndarray, rim: int) -> np.ndarray:
+    """(rows, columns) bool: dark parts along the border whose edge inside the image is a step, and `rim` about them."""
+    smooth = ndimage.uniform_filter(line_integrals, SPECKLE)
+    stepped = ndimage.maximum_filter(smooth, rim + SPECKLE) - ndimage.minimum_filter(smooth, rim + SPECKLE) > STEP
+    labels, along = _along_border(dark & ~stepped)
+    beside = np.where(labels == 0, ndimage.maximum_filter(labels, 3), 0)
+    edge, steps = (np.bincount(part.ravel(), minlength=labels.max() + 1) for part in (beside, beside * stepped))
+    behind = np.isin(labels, [label for label in along if steps[label] > LEAST_STEPPED * edge[label]])
+    return ndimage.maximum_filter(behind, 2 * rim + 1)
+
+
+def _along_border(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (rows, columns) of a mask's connected parts, and which of them touch the image's border."""
+    labels = ndimage.label(mask)[0]
+    border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    return labels, border[border > 0]

@@ -118,6 +118,33 @@ def test_collimated_parts_are_not_seen_and_dense_bone_is(tmp_path):
     assert "17 % of the image is collimated" in read.steps
 
 
+def trunk(blades):
+    """Line integrals of a thick body that nearly fills the image from border to border, behind blades or not; noisy."""
+    column = np.indices((240, 300))[1]
+    body = 9.0 * np.sqrt(np.clip(1 - ((column - 150) / 142) ** 2, 0, 1))
+    if blades:
+        body[:40] += 7.6
+        body[:, :30] += 7.6
+    counted = np.random.default_rng(2).poisson(1e6 * np.exp(-body))
+    return -np.log(np.maximum(counted, 1) / 1e6)
+
+
+def test_a_thick_body_is_dark_along_the_border_and_yet_seen(tmp_path):
+    path = tmp_path / "lateral.nrrd"
+    write_radiograph(path, Radiograph(trunk(blades=False).astype(np.float32), np.ones((240, 300), bool), (1.0, 1.0)))
+    read = read_radiograph(path)
+    assert (read.line_integrals > 6.5)[[0, -1]].mean() > 0.6  # it runs off the image above and below
+    assert read.seen.all()
+
+
+def test_blades_before_a_thick_body_are_told_from_it(tmp_path):
+    path = tmp_path / "lateral.nrrd"
+    write_radiograph(path, Radiograph(trunk(blades=True).astype(np.float32), np.ones((240, 300), bool), (1.0, 1.0)))
+    seen = read_radiograph(path).seen
+    assert not seen[:40].any() and not seen[:, :30].any()
+    assert seen[50:, 40:].mean() > 0.99
+
+
 def test_a_constant_gain_does_not_change_the_line_integrals(tmp_path):
     for number, full in enumerate((60000, 9000)):
         sitk.WriteImage(sitk.GetImageFromArray(counts(leg(), full)), str(tmp_path / f"{number}.tif"))
