@@ -68,7 +68,7 @@ def test_transforms_bring_the_fragments_home(files, result):
         assert np.abs(surface.vertices.mean(0) - fragments(KIND)[number].vertices.mean(0)).max() < 2.5
         true = np.linalg.inv(fracture(KIND).motions[number])
         rotation, _, translation = place_errors(motion, true, surface.vertices.mean(0), axis)
-        assert rotation < 2 and translation < 1.5
+        assert rotation < 1.5 and translation < 1.2
 
 
 def test_table_and_result_say_the_same(files, result):

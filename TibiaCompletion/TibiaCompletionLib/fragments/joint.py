@@ -39,9 +39,9 @@ FACE_INFORMATION = 2.0
 # Fewer dense edges than that show no face; fewer edges that fit than that tell less.
 FEWEST_DENSE, LEAST_MATCHED = 30, 5.0
 # Columns of bone across a break: what all have lost; how far those err, mm, that miss more and those that lie in each
-# other, of which there is none in truth while bone may have crumbled away. All of a break's tell as much as their mean errs, 0.7 mm on virtual
-# people, and more beside broken faces in a rough segmentation, which err by millimetres all the same way; fewer columns
-# than that tell less.
+# other, of which there is none in truth while bone may have crumbled away. All of a break's tell as much as their mean
+# errs, 0.7 mm on virtual people, and more beside broken faces in a rough segmentation, which err by millimetres all the
+# same way; fewer columns than that tell less.
 LOST_MM, MISSING_SD_MM, DOUBLE_SD_MM = 0.3, 1.5, 3.0
 COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
 # What no row holds stays: standard deviations of a step, mm, and mm at this distance from the centre.
