@@ -26,8 +26,8 @@ from TibiaCompletionLib.otherleg import expecting, fit_other_leg
 from TibiaCompletionLib.visiblebone import measured_in_ct
 
 # Half the log evidence that a rigid motion costs: it must explain the visible bone better than by chance. On virtual
-# people undisplaced pieces gain up to 6.7 each by motions of their own, displaced ones, small ones of a joint included, from
-# 10.9 on.
+# people undisplaced pieces gain up to 6.7 each by motions of their own, displaced ones, small ones of a joint included,
+# from 10.9 on.
 COST_OF_A_MOTION = 9.0
 # A piece of which less lies on the fitted bone, within this distance, was lost by the fit.
 LOST, EXPLAINED_MM, EXPLAINED_POINTS = 0.5, 3.0, 4000

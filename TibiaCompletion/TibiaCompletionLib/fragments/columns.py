@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.frames import transform_points
-from BoneReconstructionLib.volumes import Volume, crop, resample
+from BoneReconstructionLib.volumes import bounding_box, crop, resample
 
 # Bone is what is brighter than soft tissue by more than the noise, up to so far beside the fragments' masks.
 SOFT_HU, LEAST_HU, SKIRT_MM = 60.0, 150.0, 2.5
@@ -78,8 +78,8 @@ def bone_amounts(masks, ct):
 
 def _corners(mask, ct):
     """Lowest and highest k, j, i of a mask's box in a CT."""
-    kji = np.array(np.nonzero(mask.array)).T
-    box = np.array(np.meshgrid(*zip(kji.min(0) - 0.5, kji.max(0) + 0.5, strict=True))).reshape(3, -1).T
+    lower, upper = bounding_box(mask.array)
+    box = np.array(np.meshgrid(*zip(lower - 0.5, upper - 0.5, strict=True))).reshape(3, -1).T
     place = transform_points(ct.ras_to_ijk @ mask.ijk_to_ras, box[:, ::-1])[:, ::-1]
     return np.floor(place.min(0)).astype(int), np.ceil(place.max(0)).astype(int) + 1
 
@@ -108,13 +108,11 @@ class ColumnBalance:
         heights = bone.vertices[:, 2]
         self._low, high = heights.min() - BREAK_MM, heights.max() + BREAK_MM
         self._count = int((high - self._low) / STEP_MM) + 1
-        self._heights, middles = [], []
-        for height in np.arange(heights.min() + MIDDLE_HALF_MM, heights.max(), MIDDLE_STEP_MM):
-            ring = bone.vertices[np.abs(heights - height) < MIDDLE_HALF_MM]
-            if len(ring):
-                self._heights.append(height)
-                middles.append((ring[:, :2].min(0) + ring[:, :2].max(0)) / 2)
-        self._middles = np.array(middles)
+        levels = np.arange(heights.min() + MIDDLE_HALF_MM, heights.max(), MIDDLE_STEP_MM)
+        rings = [bone.vertices[np.abs(heights - level) < MIDDLE_HALF_MM, :2] for level in levels]
+        filled = [number for number, ring in enumerate(rings) if len(ring)]
+        self._heights = levels[filled]
+        self._middles = np.array([(rings[number].min(0) + rings[number].max(0)) / 2 for number in filled])
 
     def breaks(self, poses):
         """The breaks between fragments at their poses.
