@@ -416,3 +416,15 @@ def test_unknown_methods_are_refused(methods, capsys):
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "tibia", "--bones", "x", "--output", "y.csv", "--methods", methods])
     assert "there is no method" in capsys.readouterr().err
+
+
+def test_only_the_named_cases_are_run(bones, monkeypatch):
+    from BoneReconstructionLib import cli
+    from TibiaCompletionLib.evaluation import tibia
+
+    run = []
+    monkeypatch.setattr(tibia, "evaluate", lambda folder, output, methods, keys, jobs: run.extend(keys) or [])
+    monkeypatch.setattr(tibia, "summary", lambda rows: "")
+    cli.main(["evaluate", "tibia", "--bones", str(bones), "--output", "x.csv", "--cases", "shaft", "fracture-2"])
+    assert {key.case for key in run} == {"shaft", "fracture-2"}
+    assert len(run) == sum(key.case in ("shaft", "fracture-2") for key in cases.case_keys(bones))

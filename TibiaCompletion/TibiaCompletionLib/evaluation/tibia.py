@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from BoneReconstructionLib.evaluationruns import positive
-from TibiaCompletionLib.evaluation.cases import case_keys
+from TibiaCompletionLib.evaluation.cases import CASES, case_keys
 from TibiaCompletionLib.evaluation.runner import BASELINES, DEFAULT, evaluate, method_names, summary
 
 DEFAULT_JOBS = 2
@@ -26,13 +26,16 @@ def add_arguments(parser):
         metavar="A,B",
         help=f"out of {', '.join(method_names())} (default: {', '.join((DEFAULT, *BASELINES))})",
     )
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=f"of {', '.join(CASES)} (default: all)"
+    )
     parser.add_argument("--quick", action="store_true", help="a few cases of the first leg, within a minute")
     parser.add_argument("--jobs", type=positive, default=DEFAULT_JOBS, metavar="N", help="parallel processes (default 2)")
 
 
 def run(arguments):
     """Run `bonerecon evaluate tibia`."""
-    keys = case_keys(arguments.bones, arguments.quick)
+    keys = [key for key in case_keys(arguments.bones, arguments.quick) if key.case in arguments.cases]
     rows = evaluate(arguments.bones, arguments.output, arguments.methods, keys, arguments.jobs)
     print(summary(rows))
 
