@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -68,6 +69,38 @@ def outcomes_of(tasks, jobs, work):
                     except BrokenProcessPool:
                         outcome = ProcessEnded()
                 yield number, outcome
+
+
+def rows_of_all(tasks, work, output, columns, jobs, title, failed, brief):
+    """Run tasks in parallel processes and tell each when it is done; the CSV grows with each.
+
+    Args:
+        tasks: list of tuples, the arguments of the functions that follow.
+        work: a function of a module, which returns a list of rows {column: value}.
+        output: CSV file.
+        columns: of the CSV.
+        jobs: number of processes.
+        title: function that returns a task's name.
+        failed: function that returns the rows of a task that failed.
+        brief: function of a task's rows that returns what is told of them.
+
+    Returns:
+        list of rows in the order of the tasks.
+
+    Raises:
+        InputError: the output cannot be written.
+    """
+    check_writable(output)
+    print(f"{len(tasks)} cases, {jobs} processes", flush=True)
+    rows, began = {}, time.monotonic()
+    for done, (number, outcome) in enumerate(outcomes_of(tasks, jobs, work), start=1):
+        task, bad = tasks[number], isinstance(outcome, Exception)
+        rows[number] = failed(*task) if bad else outcome
+        write_rows(output, [row for index in sorted(rows) for row in rows[index]], columns)
+        told = f"FAILED: {reason(outcome)}" if bad else brief(outcome)
+        left = (time.monotonic() - began) / done * (len(tasks) - done)
+        print(f"{done}/{len(tasks)} {title(*task)}: {told}; {duration(left)} left", flush=True)
+    return [row for index in sorted(rows) for row in rows[index]]
 
 
 def reason(error):

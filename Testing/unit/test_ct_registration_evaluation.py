@@ -10,7 +10,7 @@ from BiplanarReconLib.evaluation import ctregistration, ctscenes
 from BiplanarReconLib.evaluation.ctregistration import COLUMNS, PAIRS, cases, mtre, summary
 from BiplanarReconLib.evaluation.ctscenes import ct_files, in_a_body, read_subject
 from BiplanarReconLib.simulation import standard_views
-from BoneReconstructionLib import volumes
+from BoneReconstructionLib import evaluationruns, volumes
 from BoneReconstructionLib.cli import main
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import rotation_about, transform_points
@@ -103,7 +103,7 @@ def test_starts_are_dealt_to_the_pairs_once_each(folder):
 def test_the_command_writes_a_row_for_each_start(folder, monkeypatch, capsys):
     monkeypatch.setattr(ctscenes, "BODY_MM", (80.0, 70.0, 80.0))
     # In this process, where the body is small.
-    monkeypatch.setattr(ctregistration, "outcomes_of", lambda tasks, jobs, work: enumerate(work(*one) for one in tasks))
+    monkeypatch.setattr(evaluationruns, "outcomes_of", lambda tasks, jobs, work: enumerate(work(*one) for one in tasks))
     coarse = [view.resized((240, 240)) for view in standard_views("c-arm", np.zeros(3))]
     monkeypatch.setattr(ctregistration, "standard_views", lambda *_, **__: coarse)
     output = folder / "out.csv"

@@ -9,6 +9,7 @@ from virtualkneexrays import ISOCENTRE, bones, views
 
 from BiplanarReconLib.evaluation import geometryerror, knee, kneescenes
 from BiplanarReconLib.evaluation.knee import CASE, COLUMNS, Case, cases, figures
+from BoneReconstructionLib import evaluationruns
 from BoneReconstructionLib.cli import main
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.meshing import isosurface
@@ -101,10 +102,10 @@ def test_neither_cut_faces_nor_what_lies_outside_the_views_count():
 def test_a_case_that_fails_leaves_empty_fields_and_the_others_go_on(people, tmp_path, monkeypatch, capsys):
     good = [dict.fromkeys(COLUMNS, 1.0) | vars(WHOLE) | {"bone": bone} for bone in knee.BONES]
     outcomes = [(1, good), (0, InputError("The X-rays are bad."))]
-    monkeypatch.setattr(knee, "outcomes_of", lambda tasks, jobs, work: iter(outcomes))
+    monkeypatch.setattr(evaluationruns, "outcomes_of", lambda tasks, jobs, work: iter(outcomes))
     tasks = [(people, replace(WHOLE, noise="high")), (people, WHOLE)]
     rows = knee.evaluate_cases(tasks, None, tmp_path / "out.csv", COLUMNS, 2)
-    assert "FAILED Ana left 0 deg high noise 90 deg between: The X-rays are bad." in capsys.readouterr().out
+    assert "Ana left 0 deg high noise 90 deg between: FAILED: The X-rays are bad." in capsys.readouterr().out
     with open(tmp_path / "out.csv", encoding="utf-8") as stream:
         written = list(csv.DictReader(stream))
     assert [row["noise"] for row in written] == ["high"] * 4 + ["low"] * 4

@@ -20,7 +20,7 @@ from BiplanarReconLib.fieldofview import in_both
 from BiplanarReconLib.registration.registration import METHOD, CtRegistrar
 from BiplanarReconLib.simulation import standard_views
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.evaluationruns import check_writable, duration, outcomes_of, positive, reason, write_rows
+from BoneReconstructionLib.evaluationruns import positive, rows_of_all
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.xraysimulation import XrayConditions, XraySimulator
 
@@ -173,18 +173,16 @@ def evaluate(tasks, output, jobs=1):
     Raises:
         InputError: the output cannot be written.
     """
-    check_writable(output)
-    rows, began = {}, time.monotonic()
-    for done, (number, outcome) in enumerate(outcomes_of([astuple(task) for task in tasks], jobs, run_case), start=1):
-        if isinstance(outcome, Exception):
-            print(f"FAILED {tasks[number]}: {reason(outcome)}")
-            outcome = []
-        rows[number] = outcome
-        write_rows(output, [row for index in sorted(rows) for row in rows[index]], COLUMNS)
-        good = sum(row["success"] for row in outcome)
-        left = (time.monotonic() - began) / done * (len(tasks) - done)
-        print(f"{done}/{len(tasks)} {tasks[number]}: {good} of {len(outcome)}; {duration(left)} left", flush=True)
-    return [row for index in sorted(rows) for row in rows[index]]
+    return rows_of_all(
+        [astuple(task) for task in tasks],
+        run_case,
+        output,
+        COLUMNS,
+        jobs,
+        title=lambda *task: str(Case(*task)),
+        failed=lambda *task: [],
+        brief=lambda rows: f"{sum(row['success'] for row in rows)} of {len(rows)}",
+    )
 
 
 def summary(rows):

@@ -13,7 +13,7 @@ from BiplanarReconLib.fieldofview import in_both
 from BiplanarReconLib.fitting.reconstruction import METHOD, reconstruct
 from BiplanarReconLib.simulation import standard_views
 from BoneReconstructionLib.distances import SurfaceLocator
-from BoneReconstructionLib.evaluationruns import check_writable, duration, outcomes_of, positive, reason, write_rows
+from BoneReconstructionLib.evaluationruns import positive, rows_of_all
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.overlap import dice
@@ -94,22 +94,15 @@ def evaluate_cases(tasks, work, output, columns, jobs):
     Raises:
         InputError: the output cannot be written.
     """
-    check_writable(output)
-    print(f"{len(tasks)} cases, {jobs} processes", flush=True)
-    rows, began = {}, time.monotonic()
-    for done, (number, outcome) in enumerate(outcomes_of(tasks, jobs, work), start=1):
-        case = tasks[number][1]
-        if isinstance(outcome, Exception):
-            print(f"FAILED {case}: {reason(outcome)}")
-            empty = dict.fromkeys(columns, float("nan")) | {"method": METHOD} | vars(case)
-            rows[number] = [empty | {"bone": bone} for bone in BONES]
-        else:
-            rows[number] = outcome
-        write_rows(output, [row for index in sorted(rows) for row in rows[index]], columns)
-        told = ", ".join(f"{row['bone']} {row['assd_mm']:.2f}" for row in rows[number])
-        left = (time.monotonic() - began) / done * (len(tasks) - done)
-        print(f"{done}/{len(tasks)} {case}: ASSD mm {told}; {duration(left)} left", flush=True)
-    return [row for index in sorted(rows) for row in rows[index]]
+
+    def failed(_, case):
+        empty = dict.fromkeys(columns, float("nan")) | {"method": METHOD} | vars(case)
+        return [empty | {"bone": bone} for bone in BONES]
+
+    def brief(rows):
+        return "ASSD mm " + ", ".join(f"{row['bone']} {row['assd_mm']:.2f}" for row in rows)
+
+    return rows_of_all(tasks, work, output, columns, jobs, lambda _, case: str(case), failed, brief)
 
 
 def run_case(folder, case):

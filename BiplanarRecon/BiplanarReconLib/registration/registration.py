@@ -14,8 +14,9 @@ from scipy.ndimage import distance_transform_edt
 
 from BiplanarReconLib.registration.bone import bone_of
 from BiplanarReconLib.registration.fit import fit
-from BiplanarReconLib.registration.search import REACH_MM, Spectra, places
+from BiplanarReconLib.registration.search import REACH_MM, places
 from BiplanarReconLib.registration.views import views_of
+from BiplanarReconLib.spectra import best_shift
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.threads import together
@@ -221,12 +222,7 @@ class CtRegistrar:
 
     def _residual(self, view, pose):
         """How far the bone's image would have to be shifted to agree best with an X-ray, mm."""
-        steps = np.arange(-TRIED_MM, TRIED_MM + 1e-6, TRIED_STEP_MM)
-        shifts = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(-1, 2)
-        shifts = shifts[np.linalg.norm(shifts, axis=1) <= TRIED_MM]
-        image = self._projectors[MIDDLE](view.geometry, pose)
-        score = Spectra(view).correlations(image, shifts / view.pixel_mm, order=3)
-        return float(np.linalg.norm(shifts[int(np.argmax(score))]))
+        return best_shift(view, self._projectors[MIDDLE](view.geometry, pose), TRIED_MM, TRIED_STEP_MM)
 
 
 def _rigid(matrix):

@@ -8,16 +8,13 @@ import itertools
 from functools import partial
 
 import numpy as np
-from scipy import fft
-from scipy.ndimage import map_coordinates
 
+from BiplanarReconLib.spectra import Spectra
 from BoneReconstructionLib.threads import together
 
 # About each axis of the world; those within the reach are tried.
 TURNS_DEGREES, REACH_DEGREES = (-20.0, -10.0, 0.0, 10.0, 20.0), 20.5
 REACH_MM, STEP_MM = 32.0, 4.0
-# Shifts that leave less of a bone's image than this inside the X-ray do not count.
-LEAST_INSIDE = 0.3
 
 
 def places(projector, bone, views, start):
@@ -49,29 +46,3 @@ def places(projector, bone, views, start):
     turns = [turn for turn in itertools.product(TURNS_DEGREES, repeat=3) if np.linalg.norm(turn) <= REACH_DEGREES]
     found = together(partial(best_of, turn) for turn in turns)
     return sorted(found, key=lambda pair: -pair[0])
-
-
-class Spectra:
-    """One X-ray, ready to be correlated with images at all shifts."""
-
-    def __init__(self, view):
-        self.view = view
-        self._shape = [fft.next_fast_len(2 * size, real=True) for size in view.geometry.shape]
-        image = np.where(view.valid, view.observed, 0).astype(np.float32)
-        valid = view.valid.astype(np.float32)
-        self._image, self._square, self._valid = (fft.rfft2(one, self._shape) for one in (image, image**2, valid))
-
-    def correlations(self, projection, shifts, order=1):
-        """(n,) normalised correlations of a bone's projection, moved by (n, 2) shifts (rows, columns), with the X-ray."""
-        image = self.view.band_pass(projection)
-        inside = (projection > 0).astype(np.float32)
-        image = image * inside
-        own, place = (np.conj(fft.rfft2(one, self._shape)) for one in (image, inside))
-        both, theirs, area = (
-            fft.irfft2(one, self._shape) for one in (self._image * own, self._square * place, self._valid * place)
-        )
-        # By all of the bone's image, so that it does not pay to leave the X-ray.
-        norm = np.sqrt(np.maximum(theirs, 0)) * np.linalg.norm(image)
-        known = area > LEAST_INSIDE * max(inside.sum(), 1)
-        score = np.where(known, both / np.maximum(norm, 1e-6 * norm.max() + 1e-12), 0.0)
-        return map_coordinates(score, shifts.T, order=order, mode="grid-wrap")
