@@ -2,8 +2,8 @@
 
     python _xray_peers.py INPUT.npz OUTPUT.npz
 
-The input holds the volume [k, j, i], its spacing of 1 mm and its origin, and a view; the output holds, of each peer that
-is found, the seconds and processor seconds of its runs and its image. It needs numpy, and of ITK-RTK, DiffDRR (with torch) and plastimatch
+The input holds the volume [k, j, i] of 1 mm voxels, its origin, and a view; the output holds, of each peer that is
+found, the seconds and processor seconds of its runs and its image. It needs numpy, and of ITK-RTK, DiffDRR (with torch) and plastimatch
 (a program on the path) what there is.
 """
 

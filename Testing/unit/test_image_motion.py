@@ -1,4 +1,4 @@
-"""The derivatives of a bone's image by its pose, most of which need no projection, against differences of projections."""
+"""Derivatives of a bone's image by its pose, most of which need no projection, against differences of projections."""
 
 from dataclasses import replace
 

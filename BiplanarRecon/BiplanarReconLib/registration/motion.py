@@ -1,7 +1,7 @@
 """How the image of a bone changes with its pose, from two projections more than the image itself needs.
 
-A turn of the bone about the X-ray source leaves every ray's integral as it is and moves it to another pixel. A motion of
-the bone is such a turn, which brings its centre to where it is seen, a shift along the central ray through the centre,
+A turn of the bone about the X-ray source leaves every ray's integral as it is and moves it to another pixel. A motion
+of the bone is such a turn, which brings its centre to where it is seen, a shift along the central ray through the centre,
 which to first order enlarges the image, and a turn about an axis across that ray: these turns alone show the bone from
 elsewhere, and only they are projected.
 """
