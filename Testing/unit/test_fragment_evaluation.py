@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tibiae import pose
 
+from BoneReconstructionLib import evaluationruns
 from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.surfacefiles import write_surface
@@ -45,7 +46,7 @@ def test_every_bone_has_twenty_fractures_in_turn(bones):
 
 def test_one_case_that_fails_is_a_row_and_does_not_end_the_run(bones, monkeypatch, tmp_path):
     failed = InputError("This bone is no bone.")
-    monkeypatch.setattr(fragments, "outcomes_of", lambda tasks, jobs, work: ((n, failed) for n in range(len(tasks))))
+    monkeypatch.setattr(evaluationruns, "outcomes_of", lambda tasks, jobs, work: ((n, failed) for n in range(len(tasks))))
     rows = fragments.evaluate(bones, tmp_path / "out.csv", quick=True)
     assert len(rows) == 2 and all(np.isnan(row["share"]) for row in rows)
     assert summary(rows).endswith("2 fractures failed")

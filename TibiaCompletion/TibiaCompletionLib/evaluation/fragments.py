@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from BoneReconstructionLib.evaluationruns import check_writable, outcomes_of, positive, reason, write_rows
+from BoneReconstructionLib.evaluationruns import positive, rows_of_all
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.surfaces import transformed
 from BoneReconstructionLib.virtualfractures import displaced_surfaces
@@ -81,17 +81,16 @@ def evaluate(folder, output, quick=False, jobs=DEFAULT_JOBS):
     Raises:
         InputError: the folder holds no tibia, or the output cannot be written.
     """
-    output = Path(output)
-    check_writable(output)
-    tasks = [(str(folder), key) for key in fracture_keys(folder, quick)]
-    print(f"{len(tasks)} fractures, {jobs} processes", flush=True)
-    rows = {}
-    for done, (number, outcome) in enumerate(outcomes_of(tasks, jobs, run_fracture), start=1):
-        key, why = tasks[number][1], isinstance(outcome, Exception) and f"FAILED: {reason(outcome)}"
-        rows[number] = [_failed(key)] if why else outcome
-        write_rows(output, [row for index in sorted(rows) for row in rows[index]], COLUMNS)
-        print(f"{done}/{len(tasks)} {_title(key)}: {why or _brief(rows[number])}", flush=True)
-    return [row for index in sorted(rows) for row in rows[index]]
+    return rows_of_all(
+        [(str(folder), key) for key in fracture_keys(folder, quick)],
+        run_fracture,
+        Path(output),
+        COLUMNS,
+        jobs,
+        title=lambda _, key: _title(key),
+        failed=lambda _, key: [_failed(key)],
+        brief=_brief,
+    )
 
 
 def run_fracture(folder, key):
