@@ -46,7 +46,8 @@ def test_every_bone_has_twenty_fractures_in_turn(bones):
 
 def test_one_case_that_fails_is_a_row_and_does_not_end_the_run(bones, monkeypatch, tmp_path):
     failed = InputError("This bone is no bone.")
-    monkeypatch.setattr(evaluationruns, "outcomes_of", lambda tasks, jobs, work: ((n, failed) for n in range(len(tasks))))
+    outcomes = [(0, failed), (1, failed)]
+    monkeypatch.setattr(evaluationruns, "outcomes_of", lambda tasks, jobs, work: iter(outcomes))
     rows = fragments.evaluate(bones, tmp_path / "out.csv", quick=True)
     assert len(rows) == 2 and all(np.isnan(row["share"]) for row in rows)
     assert summary(rows).endswith("2 fractures failed")
