@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.interpolate import CubicSpline, LinearNDInterpolator
 from tibiae import pose, random_tibiae, tibia_prior
 
 from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.shapefitting import unfitted, without_band
 from BoneReconstructionLib.surfaces import Surface
-from TibiaCompletionLib.crosssections import interpolated, natural_spline, continued
+from TibiaCompletionLib.crosssections import continued
 
 SQUEEZE_MM = 1.5
 
@@ -69,21 +68,3 @@ def test_where_the_bone_ends_in_the_gap_nothing_is_continued(bone):
         moved = np.linalg.norm(continued(fitted, visible).surface.vertices - fitted.surface.vertices, axis=1)
         hidden = (height > low) & (height < high)
         assert moved[hidden].max() < 1e-9
-
-
-@pytest.mark.parametrize("count", [3, 4, 12])
-def test_splines_are_those_of_scipy(count):
-    generator = np.random.default_rng(count)
-    places, values = np.cumsum(generator.uniform(1, 9, count)), generator.normal(size=count)
-    at = np.linspace(places[0] - 3, places[-1] + 3, 50)
-    expected = CubicSpline(places, values, bc_type="natural")(at)
-    np.testing.assert_allclose(natural_spline(places, values, at), expected, atol=1e-9)
-
-
-def test_interpolation_between_scattered_points_is_that_of_scipy():
-    generator = np.random.default_rng(1)
-    points, values = generator.normal(size=(60, 2)), generator.normal(size=(60, 3))
-    at = generator.normal(size=(200, 2)) * 1.5
-    expected = LinearNDInterpolator(points, values)(at)
-    assert 20 < np.isnan(expected[:, 0]).sum() < 180
-    np.testing.assert_allclose(interpolated(points, values, at), expected, atol=1e-9)

@@ -3,16 +3,13 @@
 Between two visible ends the outline of a shaft changes smoothly from one to the other: for each direction from the
 bone's axis a cubic spline runs along the height through the radii that are seen. Across a short gap that is the better
 guess, across a long one the prior is; their errors are nearly independent, so the weighted mean of both beats either.
-
-The interpolation is done without scipy.interpolate, whose import takes a tenth of a whole completion.
 """
 
 from dataclasses import replace
 
 import numpy as np
-from scipy.linalg import solve_banded
-from scipy.ndimage import gaussian_filter1d, map_coordinates
-from scipy.spatial import Delaunay
+from scipy.interpolate import CubicSpline, LinearNDInterpolator, RegularGridInterpolator
+from scipy.ndimage import gaussian_filter1d
 
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.surfaces import Surface
@@ -63,11 +60,11 @@ def continued(fitted, visible):
         correction[:, column] = _corrections(heights, outline[:, column], known[:, column] > 0.5)
 
     correction = gaussian_filter1d(correction, SMOOTHING_DEGREES / 360 * ANGLES, axis=1, mode="wrap")
+    around = np.concatenate([angles[-1:] - 2 * np.pi, angles, angles[:1] + 2 * np.pi])
     wrapped = np.concatenate([correction[:, -1:], correction, correction[:, :1]], 1)
-    row, column = (height - heights[0]) / HEIGHT_STEP_MM, (angle - angles[0]) / (2 * np.pi / ANGLES) + 1
-    change = map_coordinates(wrapped, [row, column], order=1)  # zero beyond the grid
+    change = RegularGridInterpolator((heights, around), wrapped, bounds_error=False, fill_value=0.0)
     moved = local.copy()
-    moved[shaft, :2] += (~seen[shaft] * change / radius)[:, None] * offset
+    moved[shaft, :2] += (~seen[shaft] * change(np.stack([height, angle], 1)) / radius)[:, None] * offset
     return replace(fitted, surface=Surface(transform_points(fitted.matrix, moved), fitted.surface.faces))
 
 
@@ -77,52 +74,9 @@ def _on_grid(angle, height, values, angles, heights):
     turns = (-2 * np.pi, 0.0, 2 * np.pi)
     near = [np.abs(angle + turn) < 1.2 * np.pi for turn in turns]
     places = [np.stack([scale * (angle + turn), height], 1)[kept] for turn, kept in zip(turns, near)]
-    at = np.stack(np.meshgrid(scale * angles, heights), -1)
-    grid = interpolated(np.concatenate(places), np.concatenate([values[kept] for kept in near]), at.reshape(-1, 2))
-    return tuple(column.reshape(at.shape[:2]) for column in grid.T)
-
-
-def interpolated(points, values, at):
-    """Interpolate linearly between scattered points of the plane.
-
-    Args:
-        points: (n, 2).
-        values: (n, c) at the points.
-        at: (m, 2) where they are asked for.
-
-    Returns:
-        (m, c), NaN outside the points' convex hull.
-    """
-    triangles = Delaunay(points)
-    found = triangles.find_simplex(at)
-    to_corners = triangles.transform[found]
-    share = np.einsum("mij,mj->mi", to_corners[:, :2], at - to_corners[:, 2])
-    share = np.column_stack([share, 1 - share.sum(1)])
-    between = np.einsum("mi,mic->mc", share, values[triangles.simplices[found]])
-    return np.where(found[:, None] < 0, np.nan, between)
-
-
-def natural_spline(places, values, at):
-    """The natural cubic spline, whose second derivative is zero at both ends; its end pieces go on beyond.
-
-    Args:
-        places: (n,) ascending, n >= 3.
-        values: (n,) at the places.
-        at: (m,) where the spline is asked for.
-
-    Returns:
-        (m,).
-    """
-    steps = np.diff(places)
-    slopes = np.diff(values) / steps
-    bands = np.zeros((3, len(places) - 2))
-    bands[0, 1:], bands[1], bands[2, :-1] = steps[1:-1], 2 * (steps[:-1] + steps[1:]), steps[1:-1]
-    bending = np.pad(solve_banded((1, 1), bands, 6 * np.diff(slopes)), 1)  # second derivatives, zero at the ends
-    part = np.clip(np.searchsorted(places, at) - 1, 0, len(steps) - 1)
-    step, low, high = steps[part], at - places[part], places[part + 1] - at
-    cubic = (bending[part] * high**3 + bending[part + 1] * low**3) / (6 * step)
-    before, after = (values[part + side] / step - bending[part + side] * step / 6 for side in (0, 1))
-    return cubic + before * high + after * low
+    found = LinearNDInterpolator(np.concatenate(places), np.concatenate([values[kept] for kept in near]))
+    grid = found(np.stack(np.meshgrid(scale * angles, heights), -1))
+    return grid[..., 0], grid[..., 1]
 
 
 def _corrections(heights, radius, known):
@@ -135,11 +89,13 @@ def _corrections(heights, radius, known):
     count = np.bincount(index)
     if len(count) < 3:
         return correction
-    knots, means = np.bincount(index, heights[known]) / count, np.bincount(index, radius[known]) / count
+    spline = CubicSpline(
+        np.bincount(index, heights[known]) / count, np.bincount(index, radius[known]) / count, bc_type="natural"
+    )
     for first, last in zip(edges[:-1], edges[1:], strict=True):
         gap = slice(first + 1, last + 1)
         if known[gap].any() or not (known[first] and known[last + 1]):
             continue
         share = 1 / (1 + ((heights[last + 1] - heights[first]) / EQUAL_GAP_MM) ** STEEPNESS)
-        correction[gap] = share * (natural_spline(knots, means, heights[gap]) - radius[gap])
+        correction[gap] = share * (spline(heights[gap]) - radius[gap])
     return correction
