@@ -24,15 +24,3 @@ def together(tasks):
     """Call functions without arguments on all processors and return a list of what they return, in their order."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as threads:
         return list(threads.map(lambda task: task(), tasks))
-
-
-def begun(task):
-    """Start a function without arguments in a thread of its own: ITK reads a file while other work goes on.
-
-    Returns:
-        Function that waits for what the task returns or raises; as long as it is kept, so is that.
-    """
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(task)
-    pool.shutdown(wait=False)
-    return future.result

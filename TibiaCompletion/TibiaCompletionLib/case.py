@@ -12,7 +12,6 @@ from BoneReconstructionLib.frames import SIDES, side_to_right, transform_points
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.shapefitting import VisibleSurface
 from BoneReconstructionLib.surfaces import Surface, transformed
-from BoneReconstructionLib.threads import together
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop
 
 SHORTEST_VISIBLE_MM = 80.0
@@ -106,22 +105,17 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None, whole=Fa
     if masked and not any((_grown(fracture.array, by) & tibia.array).any() for by in (1, reach)):
         raise InputError("The fracture mask lies beside the tibia: draw it over the broken part of this bone.")
 
+    surface = mask_surface(tibia)
     hidden = _hidden(fracture.array, at_border)
-
-    def numbered():
-        """Volumes of the pieces, and the number of the piece in or beside each voxel."""
-        pieces, volumes = _pieces(visible, np.prod(tibia.spacing) / 1000)
-        # The surface runs between bone and what surrounds it: look a voxel further for the piece.
-        return volumes, ndimage.maximum_filter(pieces, 3)
-
-    surface, (volumes, pieces) = together([lambda: mask_surface(tibia), numbered])
     index = _voxels(surface, tibia)
+    pieces, volumes = _pieces(visible, np.prod(tibia.spacing) / 1000)
     if not 1 <= fixed_piece <= len(volumes):
         raise InputError(
             f"There is no visible piece {fixed_piece}: the mask leaves {len(volumes)}, counted from the largest."
         )
     order = [fixed_piece, *(number for number in range(1, len(volumes) + 1) if number != fixed_piece)]
-    found = pieces[index]
+    # The surface runs between bone and what surrounds it: look a voxel further for the piece.
+    found = ndimage.maximum_filter(pieces, 3)[index]
     trusted = ~hidden[index] & (found > 0)
     piece = np.argsort([0, *order])[np.maximum(found, 1)] - 1
     axis = np.linalg.svd(surface.vertices - surface.vertices.mean(0), full_matrices=False)[2][0]

@@ -25,7 +25,6 @@ from BoneReconstructionLib.overlap import dice
 from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfacefiles import write_surface
 from BoneReconstructionLib.surfaces import Surface, transformed, vertex_areas, volume_mm3
-from BoneReconstructionLib.threads import begun, together
 from BoneReconstructionLib.tibiameasurements import DEFINITIONS, TibiaLandmarks
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.volumes import (
@@ -186,14 +185,12 @@ def complete_tibia(request, folder, report):
     if request.other_tibia and request.method != DEFAULT_METHOD:
         raise InputError(f"Only the method {DEFAULT_METHOD} takes the other leg: choose it, or leave the other leg out.")
     other_tibia = read_bone(request.other_tibia) if request.other_tibia else None
-    segmented, drawn = together(lambda name=name: read_mask(name) for name in (request.tibia, request.fracture))
-    # Once only, so that the whole CT is not kept.
-    pending_ct = [begun(lambda: read_volume(request.ct))]
+    segmented = read_mask(request.tibia)
     tibia = _in_ct(segmented, "tibia", shape, ijk_to_ras)
     unsegmented = beyond_cuts(segmented, shape, ijk_to_ras)
+    del segmented
     report("reading", 0.4)
-    fracture = _in_ct(drawn, "fracture mask", shape, ijk_to_ras)
-    del segmented, drawn
+    fracture = _in_ct(read_mask(request.fracture), "fracture mask", shape, ijk_to_ras)
     if fracture.array.any():
         fracture = replace(fracture, array=fracture.array | unsegmented)
     report("reading", 0.8)
@@ -202,7 +199,7 @@ def complete_tibia(request, folder, report):
     case = make_case(
         tibia,
         fracture,
-        lambda lower, upper: crop(pending_ct.pop()(), lower, upper),
+        lambda lower, upper: crop(read_volume(request.ct), lower, upper),
         request.fixed_piece,
         neighbours,
     )
