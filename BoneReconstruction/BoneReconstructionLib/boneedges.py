@@ -67,7 +67,7 @@ def bone_edges(ct, surface, normals, seen):
     index = np.flatnonzero(seen)
     if not len(index):
         return Edges(np.zeros(len(seen)), np.zeros(len(seen), dtype=bool))
-    values = _averaged(_profiles(ct, surface.vertices[index], normals[index]), surface.faces, normals, index)
+    values = profiles(ct, surface, normals, index)
     upright = (normals[index] @ (ct.ijk_to_ras[:3, 2] / ct.spacing[2])) ** 2
     cortex = np.percentile(values.max(1), 90)
     blur = _blur(values, cortex, upright)
@@ -77,6 +77,21 @@ def bone_edges(ct, surface, normals, seen):
     offset, known = np.zeros(len(seen)), np.zeros(len(seen), dtype=bool)
     offset[index], known[index] = state[:, 2], good
     return Edges(offset, known)
+
+
+def profiles(ct, surface, normals, index):
+    """Grey values along the normals of some vertices, averaged with their neighbours'.
+
+    Args:
+        ct: volume in HU.
+        surface: RAS mm.
+        normals: (n, 3) outward unit vectors of its vertices.
+        index: (m,) vertices that are asked for.
+
+    Returns:
+        (m, s) HU at `STEPS`.
+    """
+    return _averaged(_profiles(ct, surface.vertices[index], normals[index]), surface.faces, normals, index)
 
 
 def _profiles(ct, points, normals):

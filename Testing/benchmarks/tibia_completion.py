@@ -13,7 +13,6 @@ the prior has never seen; without it, virtual patients stand in. Three tables:
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,10 +20,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+from _masked_affine import BONE_HU, SOFT_TISSUE_HU, registered_mean
 
 from BoneReconstructionLib.distances import surface_distances
-from BoneReconstructionLib.frames import rotation_about, side_to_right, transform_points
+from BoneReconstructionLib.frames import rotation_about, side_to_right
 from BoneReconstructionLib.meshing import voxelize
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit, start, with_residual
 from BoneReconstructionLib.shapeprior import load_prior
@@ -36,10 +35,7 @@ from TibiaCompletionLib.measuring import measure_tibia
 LENGTHS_MM = (300.0, 420.0)
 SPACING_MM = (0.6, 0.6, 1.0)
 GAP_MM = 60.0
-BONE_HU, SOFT_TISSUE_HU = 1200, 40
-# SimpleITK's affine registration: shrink factors of its levels and smoothing in voxels, share of the voxels compared.
-SHRINKS, SMOOTHINGS, COMPARED, MEAN_MARGIN_MM = (8, 4, 2), (4, 2, 1), 0.02, 20.0
-TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+POLLED_S = 0.02
 TILT = rotation_about(np.array([0.6, 0.64, 0.48]), np.radians(17.0))
 
 
@@ -98,9 +94,8 @@ def complete(surface, side, folder, prior):
     command = [sys.executable, "-m", "BoneReconstructionLib", "complete-tibia", "--side", side]
     for name in ("ct", "tibia", "fracture"):
         command += [f"--{name}", str(folder / f"{name}.nii.gz")]
-    subprocess.run([*command, "--output", str(folder / "out")], check=True, stdout=subprocess.DEVNULL)
+    peak = watched([*command, "--output", str(folder / "out")])
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     predicted = read_surface(folder / "out" / "tibia.ply")
     registered, registration_seconds = registered_mean(prior, side, folder)
 
@@ -116,42 +111,17 @@ def complete(surface, side, folder, prior):
     return *figures, gap_error(registered), registration_seconds
 
 
-def registered_mean(prior, side, folder):
-    """The mean tibia laid on the CT outside its mask by SimpleITK's affine registration: (surface, RAS mm; seconds)."""
-    mean = transformed(Surface(prior.mean, prior.faces), side_to_right(side))
-    low = mean.vertices.min(0) - MEAN_MARGIN_MM
-    shape = tuple(np.ceil(np.ptp(mean.vertices, axis=0) + 2 * MEAN_MARGIN_MM).astype(int)[::-1])
-    ijk_to_ras = np.eye(4)
-    ijk_to_ras[:3, 3] = low
-    drawn = np.where(voxelize(mean, shape, ijk_to_ras).array, BONE_HU, SOFT_TISSUE_HU).astype(np.int16)
-    write_volume(folder / "mean.nii.gz", Volume(drawn, ijk_to_ras))
-    ct, moving = (sitk.ReadImage(str(folder / f"{name}.nii.gz"), sitk.sitkFloat32) for name in ("ct", "mean"))
-    mask = sitk.ReadImage(str(folder / "fracture.nii.gz")) == 0
-    began = time.perf_counter()
-    threshold = (BONE_HU + SOFT_TISSUE_HU) / 2
-    bones = [sitk.Cast(image > threshold, sitk.sitkFloat32) for image in (ct, moving)]
-    # Of what is found: moves points of the CT to the mean tibia, LPS.
-    affine = sitk.AffineTransform(
-        sitk.CenteredTransformInitializer(*bones, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS)
-    )
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMeanSquares()
-    method.SetMetricFixedMask(mask)
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(COMPARED, 1)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(learningRate=2.0, minStep=0.005, numberOfIterations=200)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel(SHRINKS)
-    method.SetSmoothingSigmasPerLevel(SMOOTHINGS)
-    method.SetInitialTransform(affine, inPlace=True)
-    method.Execute(ct, moving)
-    seconds = time.perf_counter() - began
-    matrix, centre = np.eye(4), np.array(affine.GetCenter())
-    matrix[:3, :3] = np.reshape(affine.GetMatrix(), (3, 3))
-    matrix[:3, 3] = centre + affine.GetTranslation() - matrix[:3, :3] @ centre
-    to_ct = TO_LPS @ np.linalg.inv(matrix) @ TO_LPS
-    return Surface(transform_points(to_ct, mean.vertices), mean.faces), seconds
+def watched(command):
+    """Run a command and return its peak memory, MB; a child's rusage would hold its parent's memory (Linux)."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        peak = 0.0
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+            peak = max([peak, *(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))])
+            time.sleep(POLLED_S)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return peak
 
 
 def differences(surface, side, copies=3):

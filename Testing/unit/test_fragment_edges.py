@@ -1,20 +1,24 @@
 """Fragments' edges in a CT: where the segmentation is wrong the grey values tell, and only dense edges are trusted."""
 
+from itertools import product
+
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from BoneReconstructionLib.meshing import mask_surface
+from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.volumes import Volume
 from TibiaCompletionLib.fragments.bodies import Body
-from TibiaCompletionLib.fragments.edges import SPARSE_TRUST, FragmentEdges, fragment_edges
+from TibiaCompletionLib.fragments.edges import SPARSE_TRUST, STEP_TRUST, FragmentEdges, fragment_edges
 
 SHAPE, SPACING = (60, 48, 52), np.array([0.9, 0.8, 1.1])
 CUT_MM, LEAK_MM = 40.0, 1.6
-CORTEX_HU, MARROW_HU, MUSCLE_HU = 1200.0, -60.0, 50.0
+CORTEX_HU, CANCELLOUS_HU, MARROW_HU, MUSCLE_HU = 1200.0, 400.0, -60.0, 50.0
 
 
-def broken_tube(turned, leak=LEAK_MM):
-    """A tube of cortex, filled with marrow, broken off square at `CUT_MM`; oblique where asked, i runs against x.
+def broken_tube(turned, leak=LEAK_MM, filling=MARROW_HU, cortex=6.0):
+    """A tube of cortex, filled with something, broken off square at `CUT_MM`; oblique where asked, i runs against x.
 
     Returns:
         (CT, mask that lies too far out at the broken end and on one side by the leak in mm, (4, 4) RAS from the tube's
@@ -26,8 +30,8 @@ def broken_tube(turned, leak=LEAK_MM):
     points = np.stack([i, j, k], -1) * SPACING
     radius = np.hypot(points[..., 0] - 22, points[..., 1] - 19)
     solid = np.clip((14.0 - radius) / 0.8 + 0.5, 0, 1) * np.clip((CUT_MM - points[..., 2]) / 1.1 + 0.5, 0, 1)
-    inside = np.clip((radius - 8.0) / 0.8 + 0.5, 0, 1)
-    hu = MUSCLE_HU + solid * (MARROW_HU + inside * (CORTEX_HU - MARROW_HU) - MUSCLE_HU)
+    inside = np.clip((radius - 14.0 + cortex) / 0.8 + 0.5, 0, 1)
+    hu = MUSCLE_HU + solid * (filling + inside * (CORTEX_HU - filling) - MUSCLE_HU)
     hu = ndimage.gaussian_filter(hu, 0.6 / SPACING[::-1])
     mask = (radius < 14 + leak * (points[..., 0] > 22)) & (points[..., 2] < CUT_MM + leak) & (points[..., 2] > 4)
     turn = np.eye(4)
@@ -36,9 +40,9 @@ def broken_tube(turned, leak=LEAK_MM):
     return Volume(hu.astype(np.float32), turn @ own), Volume(mask, turn @ own), turn
 
 
-def end_of(turned):
+def end_of(turned, filling=MARROW_HU):
     """(surface, its edges, (n,) vertices' distance from the axis, heights of the edges along the tube)."""
-    ct, mask, turn = broken_tube(turned)
+    ct, mask, turn = broken_tube(turned, filling=filling)
     surface = mask_surface(mask)
     (edges,) = fragment_edges([surface], ct)
     back = np.linalg.inv(turn)
@@ -62,6 +66,25 @@ def test_marrow_at_a_broken_end_is_not_trusted():
     assert np.all(edges.trust[(own[:, 2] > CUT_MM) & (radius < 6)] == SPARSE_TRUST)
 
 
+def test_a_break_through_cancellous_bone_is_shown_where_it_is():
+    for turned in (False, True):
+        turn = broken_tube(turned)[2]
+        own, _, edges, radius = end_of(turned, CANCELLOUS_HU)
+        face = (own[:, 2] > CUT_MM) & (radius < 6)
+        faces = (edges.faces - turn[:3, 3]) @ turn[:3, :3]
+        assert np.mean(edges.trust[face] == STEP_TRUST) > 0.9 and edges.shown[face].mean() > 0.9
+        assert np.abs(faces[face, 2] - CUT_MM).mean() < 0.35
+        assert np.abs(own[face, 2] - CUT_MM).mean() > 1.0  # the segmentation does not know
+
+
+def test_thin_cortex_with_marrow_behind_it_is_no_step():
+    ct, mask, _ = broken_tube(False, cortex=1.5)
+    surface = mask_surface(mask)
+    (edges,) = fragment_edges([surface], ct)
+    assert np.count_nonzero(edges.trust == 1) > 1000
+    assert np.mean(edges.trust == STEP_TRUST) < 0.02
+
+
 def test_a_careful_segmentation_is_taken_as_it_is():
     ct, mask, _ = broken_tube(False, 0.0)
     surface = mask_surface(mask)
@@ -81,3 +104,24 @@ def test_a_body_asks_the_edges_and_not_the_segmentation():
     for elsewhere, trust in ((points, 1.0), (points + [900.0, 0, 0], 0.5)):
         away, normals = body.nearest_edge(elsewhere, trust)
         assert not away.any() and not normals.any()
+
+
+def test_the_way_out_is_that_of_the_faces_and_not_of_the_segmentation():
+    surface = mask_surface(broken_tube(False)[1])
+    top = surface.vertices[:, 2] > CUT_MM
+    faces = np.where(top[:, None], surface.vertices - [0, 0, 2.0], surface.vertices)
+    body = Body(surface, FragmentEdges(surface.vertices, faces, np.full(len(faces), SPARSE_TRUST)))
+    centre = surface.vertices[top, :2].mean(0)
+    points = np.array([[*centre, CUT_MM - 3.0], [*centre, CUT_MM + 1.0]])
+    away, directions = body.way_out(points)
+    assert away == pytest.approx(points[:, 2] - (surface.vertices[top, 2].max() - 2.0), abs=0.1)
+    assert directions[:, 2].min() > 0.99
+
+
+def test_beside_a_sharp_edge_nothing_is_inside():
+    corners = np.array(list(product((0.0, 10.0), repeat=3)))
+    faces = [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4]]
+    wedge = Body(Surface(corners, np.array([*faces, [1, 5, 7], [1, 7, 3]])))
+    points = np.random.default_rng(0).uniform(-3, 13, (2000, 3))
+    outside = ((points < 0) | (points > 10)).any(1)
+    assert np.array_equal(wedge.way_out(points)[0] > 0, outside)

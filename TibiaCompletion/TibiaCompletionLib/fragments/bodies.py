@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.shapefitting import spread_over
-from BoneReconstructionLib.surfaces import vertex_normals
+from BoneReconstructionLib.surfaces import Surface, vertex_normals
 from TibiaCompletionLib.fragments.edges import FragmentEdges
 
 # Farther than this a vertex's plane says nothing of the distance to the surface.
@@ -71,6 +71,24 @@ class Body:
         normals[found] = self.normals[vertex]
         away[found] = ((points[found] - self.edges.faces[vertex]) * normals[found]).sum(1)
         return away, normals
+
+    @cached_property
+    def face_locator(self):
+        """Finds closest points of the surface, broken faces where the CT shows them."""
+        return self.locator if self.exact else SurfaceLocator(Surface(self.edges.faces, self.surface.faces))
+
+    def way_out(self, points):
+        """How far points are from the surface with its broken faces where the CT shows them, and which way leads out.
+
+        Args:
+            points: (n, 3) in the body's frame, mm.
+
+        Returns:
+            (signed distances (n,) in mm, positive outside, unit vectors (n, 3) along which they grow).
+        """
+        distance = self.face_locator.signed(points)
+        away = points - self.face_locator.closest(points)[0]
+        return distance, away / np.where(np.abs(distance) < 1e-9, np.inf, distance)[:, None]
 
     def nearest(self, points, exact=True):
         """How far points are from the surface.

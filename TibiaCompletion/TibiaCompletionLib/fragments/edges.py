@@ -2,7 +2,8 @@
 
 Next to another fragment, and where a broken face opens on marrow or sparse cancellous bone, a segmentation is a guess:
 it leaks across cracks and gnaws at what is as dark as muscle. The grey values tell more: along a normal there is an
-edge or there is none, and behind the edge of broken cortex lies bone as dense as cortex is.
+edge or there is none, and behind the edge of broken cortex lies bone as dense as cortex is. A break through cancellous
+bone that is brighter than muscle is a step, with the same bone far behind it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from BoneReconstructionLib.boneedges import bone_edges
+from BoneReconstructionLib.boneedges import STEP_MM, STEPS, bone_edges, profiles
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.surfaces import vertex_normals
 from BoneReconstructionLib.volumes import crop
@@ -23,9 +24,14 @@ CORTEX_PERCENTILE = 90
 FACE_OUT_MM = 0.45
 # A segmentation that lies this near to most edges was made with care and is right where the CT shows none, too.
 CAREFUL_PERCENTILE, CAREFUL_MM = 80, 0.4
+# A step is looked for within this reach of a vertex, mm outwards, between means on both sides of it; it is one of a
+# broken face if bright enough, and if the bone is as bright deeper inside: on virtual fractures within 0.3 mm of the
+# truth (quartiles).
+REACH_MM, BESIDE_MM, DEEPER_MM = (-2.5, 1.0), (0.5, 2.0), (2.0, 4.0)
+STEP_HU, SOLID = 150.0, 0.6
 MARGIN_MM = 10.0  # of the CT around the fragments
-# What any other vertex tells of a broken face, relative to a dense edge.
-SPARSE_TRUST = 0.1
+# What a step, and what any other vertex tells of a broken face, relative to a dense edge.
+STEP_TRUST, SPARSE_TRUST = 0.5, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,11 @@ class FragmentEdges:
     points: np.ndarray
     faces: np.ndarray
     trust: np.ndarray
+
+    @property
+    def shown(self):
+        """(n,) bool, whether the CT shows the bone to end at `faces`, dense or not."""
+        return self.trust > SPARSE_TRUST
 
     @classmethod
     def exact(cls, surface):
@@ -73,13 +84,38 @@ def fragment_edges(surfaces, ct):
         points = surface.vertices + edges.offset[:, None] * normals
         inside = [transform_points(ct.ras_to_ijk, points - depth * normals)[:, ::-1].T for depth in BEHIND_MM]
         behind.append(np.mean([ndimage.map_coordinates(image, place, order=1, mode="nearest") for place in inside], 0))
-        found.append((points, points - FACE_OUT_MM * normals, edges.known))
+        found.append((points, normals, edges.known))
         offsets.append(np.abs(edges.offset[edges.known]))
     offsets = np.concatenate(offsets)
     if len(offsets) and np.percentile(offsets, CAREFUL_PERCENTILE) < CAREFUL_MM:
         return [None] * len(surfaces)
     cortex = max(np.percentile(values, CORTEX_PERCENTILE) for values in behind)
-    return [
-        FragmentEdges(points, faces, np.where(known & (values > DENSE * cortex), 1.0, SPARSE_TRUST))
-        for (points, faces, known), values in zip(found, behind, strict=True)
-    ]
+    result = []
+    for surface, (points, normals, known), values in zip(surfaces, found, behind, strict=True):
+        dense = known & (values > DENSE * cortex)
+        faces = np.where(dense[:, None], points - FACE_OUT_MM * normals, surface.vertices)
+        rest = np.flatnonzero(~dense)
+        offset, solid = _steps(profiles(ct, surface, normals, np.arange(len(normals)))[rest])
+        steps = rest[solid]
+        faces[steps] = surface.vertices[steps] + offset[solid, None] * normals[steps]
+        trust = np.where(dense, 1.0, SPARSE_TRUST)
+        trust[steps] = STEP_TRUST
+        result.append(FragmentEdges(points, faces, trust))
+    return result
+
+
+def _steps(values):
+    """Steps of cancellous bone in profiles (n, s) at `STEPS`: ((n,) where, mm, (n,) bool whether there is one)."""
+
+    def mean(low, high):
+        return values[:, (STEPS > low - STEP_MM / 2) & (STEPS < high + STEP_MM / 2)].mean(1)
+
+    places = np.arange(REACH_MM[0], REACH_MM[1] + STEP_MM / 2, STEP_MM)
+    near, far = BESIDE_MM
+    rise = np.stack([mean(place - far, place - near) - mean(place + near, place + far) for place in places], 1)
+    best, rows = rise.argmax(1), np.arange(len(values))
+    deeper = np.stack([mean(place - DEEPER_MM[1], place - DEEPER_MM[0]) for place in places], 1)[rows, best]
+    outside = np.stack([mean(place + near, place + far) for place in places], 1)[rows, best]
+    within = (best > 0) & (best < len(places) - 1)
+    height = rise[rows, best]
+    return places[best], within & (height > STEP_HU) & (deeper - outside > SOLID * height)

@@ -6,11 +6,14 @@ lie inside the healthy bone and look elsewhere. Nothing of a fragment may stick 
 neighbour.
 """
 
+from functools import partial
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.frames import transform_points
+from BoneReconstructionLib.threads import together
 from TibiaCompletionLib.fragments.bodies import inverse
 
 # Cosine between normals from which on two surfaces look the same way.
@@ -161,7 +164,7 @@ def place(bone, neighbours, body, motions):
     elongated = _elongated(body)
     steps = SEARCH_MM if elongated else SMALL_SEARCH_MM
     starts = _starts(bone, body, motions, elongated)
-    found = [settled(bone, neighbours, body, few, start, steps, False) for start in starts]
+    found = together(partial(settled, bone, neighbours, body, few, start, steps, False) for start in starts)
     best = _different(sorted(found, key=lambda pose: cost(pose, few, False)))[:FITTED_POSES]
     fitted = [settled(bone, neighbours, body, many, pose, FIT_MM) for pose in best]
     return min(fitted, key=lambda pose: cost(pose, many, True))

@@ -17,7 +17,7 @@ from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.shapefitting import spread_over
 from TibiaCompletionLib.fragments.bodies import inverse, near
 from TibiaCompletionLib.fragments.columns import ColumnBalance
-from TibiaCompletionLib.fragments.edges import SPARSE_TRUST
+from TibiaCompletionLib.fragments.edges import SPARSE_TRUST, STEP_TRUST
 from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, rows_on_bone, rows_on_neighbour
 
 # Standard deviations of the distances in each step, mm; the first lets faces find each other across a gap.
@@ -29,15 +29,15 @@ FACE_POINTS = 1000
 # but not less than the floor, where a fragment's surface lies nearer to the first one's than the reach. Completions
 # across a complete fracture give their length to +/- 8 mm (95 %).
 PREDICTION_MM, PREDICTION_DEGREES = (0.7, 0.7, 4.0), (0.7, 0.7, 2.0)
-FLOOR, REACH_MM = 0.2, 100.0
+FLOOR, REACH_MM = 0.35, 100.0
 # Faces farther apart than predictions err and this much are not taken to have been one.
 FACE_REACH_MM, FACE_REACH_SD = 1.5, 2.5
 # Neighbouring points of cortex share their errors. Broken faces have lost bone and are badly segmented where they lie
 # close in the CT, so that all of two faces, however large and however far apart, tell 1 / mm^2 as much as this.
 INDEPENDENT_SHARE = 0.05
 FACE_INFORMATION = 2.0
-# Fewer dense edges than that show no face; fewer edges that fit than that tell less.
-FEWEST_DENSE, LEAST_MATCHED = 30, 5.0
+# Fewer dense edges than that show no face, nor does a smaller share of steps; fewer edges that fit than that tell less.
+MOSTLY_SHOWN, FEWEST_DENSE, LEAST_MATCHED = 0.5, 30, 5.0
 # Columns of bone across a break: what all have lost; how far those err, mm, that miss more and those that lie in each
 # other, of which there is none in truth while bone may have crumbled away. All of a break's tell as much as their mean
 # errs, 0.7 mm on virtual people, and more beside broken faces in a rough segmentation, which err by millimetres all the
@@ -47,9 +47,12 @@ COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
 # What no row holds stays: standard deviations of a step, mm, and mm at this distance from the centre.
 STEP_MM, ARM_MM = 10.0, 30.0
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
-ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.7, 12, 0.05, 200
-# Farther than that they are not pushed: then what overlaps is the segmentation's, not the bone's.
-MOST_PARTED_MM = 1.0
+ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.5, 12, 0.05, 200
+# What lies deeper than others by that is likely a leak of the segmentation.
+LEAK_MM = 2.0
+# Farther than that they are not pushed: then what overlaps is the segmentation's, not the bone's. Columns of bone tell
+# better than a rough segmentation how far fragments of the shaft lie apart.
+MOST_PARTED_MM, COLUMNS_PARTED_MM = 8.0, 1.0
 
 
 def joined(bone, bodies, poses):
@@ -68,15 +71,17 @@ def joined(bone, bodies, poses):
     state = _State(bone, bodies, poses)
     for sd in JOINT_MM:
         state.step(sd)
-    best, fitted = list(state.poses), list(state.centres)
+    best, least = list(state.poses), np.inf
+    fitted, most = list(state.centres), state.most_parted_mm()
     for _ in range(PARTING_ROUNDS):
-        inside = state.inside()
+        inside, depth = state.inside()
+        if depth < least:
+            best, least = list(state.poses), depth
         if not inside:
             break
         state.step(JOINT_MM[-1], inside)
-        if max(np.linalg.norm(np.subtract(state.centres, fitted), axis=1)) > MOST_PARTED_MM:
-            return best
-        best = list(state.poses)
+        if (np.linalg.norm(np.subtract(state.centres, fitted), axis=1) > most).any():
+            break
     return best
 
 
@@ -87,6 +92,7 @@ class _State:
         self.bone, self.bodies, self.poses = bone, bodies, list(poses)
         self.chosen = [body.spread(FIT_POINTS) for body in bodies]
         self.errors = self._expected_errors()
+        self.beside = self._beside()
         self.faces = self._facing()
         self.slips = [np.eye(4) for _ in bodies]
         self.centres = [self._points(n, chosen).mean(0) for n, chosen in enumerate(self.chosen)]
@@ -114,32 +120,61 @@ class _State:
         share = np.clip(FLOOR + np.array(far) / REACH_MM, 0, 1)
         return share[:, None] * np.concatenate([PREDICTION_MM, np.radians(PREDICTION_DEGREES)])
 
-    def _facing(self):
-        """{(fragment, neighbour, trust): vertices of the fragment beside the neighbour, trusted so much at least}.
-
-        Where both show dense edges to each other, these alone decide.
-        """
-        beside, faces = {}, {}
+    def _beside(self):
+        """{(fragment, neighbour): vertices of the fragment beside the neighbour}."""
+        beside = {}
         for a, b in permutations(range(len(self.bodies)), 2):
             reach = FACE_REACH_MM + FACE_REACH_SD * max(self.errors[a, :3].max(), self.errors[b, :3].max())
             beside[a, b] = near(self.bodies[a], self.poses[a], self.bodies[b], self.poses[b], reach)[0]
-        dense = {pair: index[self.bodies[pair[0]].edges.trust[index] == 1] for pair, index in beside.items()}
-        for a, b in beside:
-            many = min(len(dense[a, b]), len(dense[b, a])) >= FEWEST_DENSE
-            trust, index = (1.0, dense[a, b]) if many else (SPARSE_TRUST, beside[a, b])
+        return beside
+
+    def _facing(self):
+        """{(fragment, neighbour, trust): vertices of the fragment beside the neighbour, trusted so much at least}.
+
+        Where both show dense edges to each other, these alone decide; else steps do, where both show mostly such.
+        """
+        dense = {pair: index[self.bodies[pair[0]].edges.trust[index] == 1] for pair, index in self.beside.items()}
+        faces = {}
+        for a, b in self.beside:
+            if min(len(dense[a, b]), len(dense[b, a])) >= FEWEST_DENSE:
+                trust, index = 1.0, dense[a, b]
+            elif min(self._share_shown(a, b), self._share_shown(b, a)) > MOSTLY_SHOWN:
+                trust, index = STEP_TRUST, self.beside[a, b][self.bodies[a].edges.shown[self.beside[a, b]]]
+            else:
+                trust, index = SPARSE_TRUST, self.beside[a, b]
             if len(index):
                 faces[a, b, trust] = index[spread_over(len(index), FACE_POINTS)]
         return faces
 
+    def _share_shown(self, a, b):
+        index = self.beside[a, b]
+        return self.bodies[a].edges.shown[index].mean() if len(index) else 0.0
+
+    def most_parted_mm(self):
+        """(k,) how far each fragment may be pushed out of others, mm."""
+        most = np.full(len(self.bodies), MOST_PARTED_MM)
+        for columns in self.columns.breaks(self.poses) if self.columns else ():
+            if not self._exact(columns):
+                most[[columns.lower, columns.upper]] = COLUMNS_PARTED_MM
+        return most
+
+    def _exact(self, columns):
+        return self.bodies[columns.lower].exact and self.bodies[columns.upper].exact
+
     def inside(self):
-        """{(fragment, neighbour, trust): vertices that lie too deep in the neighbour, of trusted edges}; may be empty."""
-        found = {}
-        for (a, b, trust), index in self.faces.items():
-            local = transform_points(inverse(self.poses[b]), self._faces(a, index))
-            depth = -self.bodies[b].nearest_edge(local, trust)[0]
-            if trust == 1 and depth.max() > ALLOWED_MM:
-                found[a, b, trust] = index[np.argsort(-depth)[:PARTING_POINTS]]
-        return found
+        """({(fragment, neighbour): vertices that lie too deep in the neighbour}, sum of how deep these are, mm)."""
+        found, total = {}, 0.0
+        for (a, b), index in self.beside.items():
+            if not len(index):
+                continue
+            index = index[spread_over(len(index), FACE_POINTS)]
+            points = transform_points(inverse(self.poses[b]), self._faces(a, index))
+            depth = -self.bodies[b].face_locator.signed(points)
+            deepest = np.argsort(-depth)[:PARTING_POINTS]
+            if depth[deepest[0]] > ALLOWED_MM:
+                found[a, b] = index[deepest]
+                total += np.maximum(depth[deepest], 0).mean()
+        return found, total
 
     def step(self, sd, inside=None):
         """One Gauss-Newton step; `inside` as `inside` returns it: these are pushed out."""
@@ -167,13 +202,14 @@ class _State:
             self._add_faces(add, a, b, trust, index, sd)
         for columns in self.columns.breaks(self.poses) if self.columns else ():
             self._add_columns(add, columns, sd)
-        for (a, b, trust), index in (inside or {}).items():
+        for (a, b), index in (inside or {}).items():
             points = self._faces(a, index)
-            distance, outward = self.bodies[b].nearest_edge(transform_points(inverse(self.poses[b]), points), trust)
+            distance, outward = self.bodies[b].way_out(transform_points(inverse(self.poses[b]), points))
             outward = outward @ self.poses[b][:3, :3].T
             blocks = [(12 * a, lever(points, self.centres[a], outward))]
             blocks += [(12 * b, -lever(points, self.centres[b], outward))]
-            add(blocks, np.minimum(distance + ALLOWED_MM / 2, 0), np.full(len(index), PARTING_MM**-2.0))
+            residual = np.minimum(distance + ALLOWED_MM / 2, 0)
+            add(blocks, residual, 1 / (PARTING_MM**2 * (1 + (residual / LEAK_MM) ** 2)))
         normal[np.diag_indices(size)] += np.tile(np.repeat([1.0, ARM_MM**2], 3) / STEP_MM**2, 2 * len(self.bodies))
         free = slice(12, size)  # the first fragment stays
         change = np.concatenate([np.zeros(12), np.linalg.solve(normal[free, free], right[free])]).reshape(-1, 4, 3)
@@ -200,8 +236,7 @@ class _State:
         place, up = columns.places.mean(0, keepdims=True), np.array([[0.0, 0.0, 1.0]])
         blocks = [(12 * columns.upper, lever(place, self.centres[columns.upper], up))]
         blocks += [(12 * columns.lower, -lever(place, self.centres[columns.lower], up))]
-        exact = self.bodies[columns.lower].exact and self.bodies[columns.upper].exact
-        information = COLUMN_INFORMATION if exact else ROUGH_COLUMN_INFORMATION
+        information = COLUMN_INFORMATION if self._exact(columns) else ROUGH_COLUMN_INFORMATION
         add(blocks, np.array([gap]), np.array([information * min(1.0, weight.sum() / FEWEST_COLUMNS)]))
 
     def _slip(self, number):
