@@ -75,7 +75,8 @@ def test_a_fragment_that_is_lifted_steps_by_as_much(assessment):
     assert level.sum() > 50
     assert np.median(lifted.step[level] - planned.step[level]) == pytest.approx(4.0, abs=0.2)
     assert np.median(sunk.step[level] - planned.step[level]) == pytest.approx(-4.0, abs=0.2)
-    assert all(moved.values["step_mm"] == pytest.approx(4.0, abs=1.6) for moved in (lifted, sunk))
+    left = planned.values["step_mm"] + 0.1  # where it is planned to lie it is not quite level already
+    assert all(moved.values["step_mm"] == pytest.approx(4.0, abs=left) for moved in (lifted, sunk))
 
 
 def planned_rotation():
