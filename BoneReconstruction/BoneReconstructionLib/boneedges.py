@@ -46,10 +46,13 @@ class Edges:
     Attributes:
         offset: (n,) mm from each point along its normal.
         known: (n,) bool, whether an edge was found there.
+        profiles: (m, s) HU at `STEPS` along the normals of those m where bone was looked for, averaged with their
+            neighbours'.
     """
 
     offset: np.ndarray
     known: np.ndarray
+    profiles: np.ndarray
 
 
 def bone_edges(ct, surface, normals, seen):
@@ -66,8 +69,8 @@ def bone_edges(ct, surface, normals, seen):
     """
     index = np.flatnonzero(seen)
     if not len(index):
-        return Edges(np.zeros(len(seen)), np.zeros(len(seen), dtype=bool))
-    values = profiles(ct, surface, normals, index)
+        return Edges(np.zeros(len(seen)), np.zeros(len(seen), dtype=bool), np.zeros((0, len(STEPS))))
+    values = _averaged(_profiles(ct, surface.vertices[index], normals[index]), surface.faces, normals, index)
     upright = (normals[index] @ (ct.ijk_to_ras[:3, 2] / ct.spacing[2])) ** 2
     cortex = np.percentile(values.max(1), 90)
     blur = _blur(values, cortex, upright)
@@ -76,22 +79,7 @@ def bone_edges(ct, surface, normals, seen):
     good = (np.abs(state[:, 2]) < REACH_MM) & (rms < POOR_FIT_HU) & (contrast > LEAST_CONTRAST_HU)
     offset, known = np.zeros(len(seen)), np.zeros(len(seen), dtype=bool)
     offset[index], known[index] = state[:, 2], good
-    return Edges(offset, known)
-
-
-def profiles(ct, surface, normals, index):
-    """Grey values along the normals of some vertices, averaged with their neighbours'.
-
-    Args:
-        ct: volume in HU.
-        surface: RAS mm.
-        normals: (n, 3) outward unit vectors of its vertices.
-        index: (m,) vertices that are asked for.
-
-    Returns:
-        (m, s) HU at `STEPS`.
-    """
-    return _averaged(_profiles(ct, surface.vertices[index], normals[index]), surface.faces, normals, index)
+    return Edges(offset, known, values)
 
 
 def _profiles(ct, points, normals):

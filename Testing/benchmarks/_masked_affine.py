@@ -17,7 +17,16 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def registered_mean(prior, side, folder):
-    """The mean tibia laid on the CT outside its mask by SimpleITK's affine registration: (surface, RAS mm; seconds)."""
+    """Lay the mean tibia on a CT outside its mask by SimpleITK's affine registration.
+
+    Args:
+        prior: the tibia's `ShapePrior`.
+        side: "left" or "right".
+        folder: holds ct.nii.gz, of `BONE_HU` and `SOFT_TISSUE_HU`, and fracture.nii.gz; mean.nii.gz is written beside.
+
+    Returns:
+        (surface, RAS mm; seconds without reading).
+    """
     mean = transformed(Surface(prior.mean, prior.faces), side_to_right(side))
     low = mean.vertices.min(0) - MEAN_MARGIN_MM
     shape = tuple(np.ceil(np.ptp(mean.vertices, axis=0) + 2 * MEAN_MARGIN_MM).astype(int)[::-1])
@@ -31,9 +40,8 @@ def registered_mean(prior, side, folder):
     threshold = (BONE_HU + SOFT_TISSUE_HU) / 2
     bones = [sitk.Cast(image > threshold, sitk.sitkFloat32) for image in (ct, moving)]
     # Of what is found: moves points of the CT to the mean tibia, LPS.
-    affine = sitk.AffineTransform(
-        sitk.CenteredTransformInitializer(*bones, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS)
-    )
+    moments = sitk.CenteredTransformInitializerFilter.MOMENTS
+    affine = sitk.AffineTransform(sitk.CenteredTransformInitializer(*bones, sitk.AffineTransform(3), moments))
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
     method.SetMetricFixedMask(mask)

@@ -117,7 +117,8 @@ def watched(command):
         peak = 0.0
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-            peak = max([peak, *(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))])
+            told = [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")]
+            peak = max([peak, *told])
             time.sleep(POLLED_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

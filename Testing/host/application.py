@@ -300,7 +300,7 @@ def _replaceMessageBoxes():
 
 
 def _hideShortNames():
-    """Remove `slicer.arrayFromVolume` and its like, which slicer-core has and Slicer has not."""
+    """Remove from `slicer` what slicer-core repeats there of `slicer.util` and Slicer has not."""
     for name, value in list(vars(slicer).items()):
         if inspect.isfunction(value) and getattr(slicer.util, name, None) is value:
             delattr(slicer, name)

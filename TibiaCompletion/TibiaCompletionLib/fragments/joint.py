@@ -48,7 +48,7 @@ COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
 STEP_MM, ARM_MM = 10.0, 30.0
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
 ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.5, 12, 0.05, 200
-# What lies deeper than others by that is likely a leak of the segmentation.
+# What lies deeper than that is more and more likely a leak of the segmentation, and pushes less.
 LEAK_MM = 2.0
 # Farther than that they are not pushed: then what overlaps is the segmentation's, not the bone's. Columns of bone tell
 # better than a rough segmentation how far fragments of the shaft lie apart.
@@ -71,17 +71,17 @@ def joined(bone, bodies, poses):
     state = _State(bone, bodies, poses)
     for sd in JOINT_MM:
         state.step(sd)
-    best, least = list(state.poses), np.inf
-    fitted, most = list(state.centres), state.most_parted_mm()
-    for _ in range(PARTING_ROUNDS):
-        inside, depth = state.inside()
-        if depth < least:
-            best, least = list(state.poses), depth
+    fitted, most, best = list(state.centres), state.most_parted_mm(), list(state.poses)
+    inside, least = state.inside()
+    for _ in range(PARTING_ROUNDS - 1):
         if not inside:
             break
         state.step(JOINT_MM[-1], inside)
         if (np.linalg.norm(np.subtract(state.centres, fitted), axis=1) > most).any():
             break
+        inside, depth = state.inside()
+        if depth < least:
+            best, least = list(state.poses), depth
     return best
 
 
@@ -133,22 +133,20 @@ class _State:
 
         Where both show dense edges to each other, these alone decide; else steps do, where both show mostly such.
         """
-        dense = {pair: index[self.bodies[pair[0]].edges.trust[index] == 1] for pair, index in self.beside.items()}
+        trusts = {pair: self.bodies[pair[0]].edges.trust[index] for pair, index in self.beside.items()}
+        dense = {pair: np.count_nonzero(trust == 1) for pair, trust in trusts.items()}
+        mostly = {pair: np.mean(trust >= STEP_TRUST) > MOSTLY_SHOWN for pair, trust in trusts.items() if len(trust)}
         faces = {}
-        for a, b in self.beside:
-            if min(len(dense[a, b]), len(dense[b, a])) >= FEWEST_DENSE:
-                trust, index = 1.0, dense[a, b]
-            elif min(self._share_shown(a, b), self._share_shown(b, a)) > MOSTLY_SHOWN:
-                trust, index = STEP_TRUST, self.beside[a, b][self.bodies[a].edges.shown[self.beside[a, b]]]
-            else:
-                trust, index = SPARSE_TRUST, self.beside[a, b]
+        for (a, b), index in self.beside.items():
+            least = SPARSE_TRUST
+            if min(dense[a, b], dense[b, a]) >= FEWEST_DENSE:
+                least = 1.0
+            elif mostly.get((a, b)) and mostly.get((b, a)):
+                least = STEP_TRUST
+            index = index[trusts[a, b] >= least]
             if len(index):
-                faces[a, b, trust] = index[spread_over(len(index), FACE_POINTS)]
+                faces[a, b, least] = index[spread_over(len(index), FACE_POINTS)]
         return faces
-
-    def _share_shown(self, a, b):
-        index = self.beside[a, b]
-        return self.bodies[a].edges.shown[index].mean() if len(index) else 0.0
 
     def most_parted_mm(self):
         """(k,) how far each fragment may be pushed out of others, mm."""
@@ -162,7 +160,7 @@ class _State:
         return self.bodies[columns.lower].exact and self.bodies[columns.upper].exact
 
     def inside(self):
-        """({(fragment, neighbour): vertices that lie too deep in the neighbour}, sum of how deep these are, mm)."""
+        """({(fragment, neighbour): vertices too deep in the neighbour}, sum of these pairs' mean depths, mm)."""
         found, total = {}, 0.0
         for (a, b), index in self.beside.items():
             if not len(index):
