@@ -340,14 +340,20 @@ def _collimated(line_integrals: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _behind_blades(line_integrals: np.ndarray, dark: np.ndarray, rim: int) -> np.ndarray:
-    """(rows, columns) bool: dark parts along the border whose edge inside the image is a step, and `rim` about them."""
+    """(rows, columns) bool: without the dark parts along the border that no step bounds inside the image.
+
+    A strip of a blade that is narrower than its step has no part beyond it.
+    """
     smooth = ndimage.uniform_filter(line_integrals, SPECKLE)
     stepped = ndimage.maximum_filter(smooth, rim + SPECKLE) - ndimage.minimum_filter(smooth, rim + SPECKLE) > STEP
     labels, along = _along_border(dark & ~stepped)
     beside = np.where(labels == 0, ndimage.maximum_filter(labels, 3), 0)
     edge, steps = (np.bincount(part.ravel(), minlength=labels.max() + 1) for part in (beside, beside * stepped))
-    behind = np.isin(labels, [label for label in along if steps[label] > LEAST_STEPPED * edge[label]])
-    return ndimage.maximum_filter(behind, 2 * rim + 1)
+    blades = steps > LEAST_STEPPED * edge
+    behind, bodies = (
+        ndimage.maximum_filter(np.isin(labels, along[blades[along] == kind]), 2 * rim + 1) for kind in (True, False)
+    )
+    return behind | (stepped & ~bodies)
 
 
 def _along_border(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -137,6 +137,19 @@ def test_a_thick_body_is_dark_along_the_border_and_yet_seen(tmp_path):
     assert read.seen.all()
 
 
+@pytest.mark.parametrize("narrow", [(2, 3), (5, 8)])
+def test_blades_narrower_than_their_step_are_not_seen(tmp_path, narrow):
+    path = tmp_path / "frontal.nrrd"
+    top, right = narrow
+    line_integrals = 0.4 * trunk(blades=False)
+    line_integrals[:top] += 7.6
+    line_integrals[:, -right:] += 7.6
+    write_radiograph(path, Radiograph(line_integrals.astype(np.float32), np.ones((240, 300), bool), (1.0, 1.0)))
+    seen = read_radiograph(path).seen
+    assert not seen[:top].any() and not seen[:, -right:].any()
+    assert seen[top + 9 :, : -right - 9].mean() > 0.99
+
+
 def test_blades_before_a_thick_body_are_told_from_it(tmp_path):
     path = tmp_path / "lateral.nrrd"
     write_radiograph(path, Radiograph(trunk(blades=True).astype(np.float32), np.ones((240, 300), bool), (1.0, 1.0)))
