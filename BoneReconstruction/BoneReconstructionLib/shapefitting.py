@@ -25,6 +25,8 @@ FIT_NOISE_MM = (3.0, 2.0, 1.2, 0.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.3)
 RESIDUAL_SUPPORTS_MM = ((18.0, 18.0, 45.0), (10.0, 10.0, 15.0))
 RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
+# Farther apart than this many standard deviations points are more and more likely not each other's.
+OUTLIER_SD = 3.0
 START_POINTS = 400
 CLEARLY_WORSE = 1.15
 # Starting poses that are improved, told apart by this much, and tried with the modes in a short, coarse fit, unless the
@@ -166,7 +168,8 @@ class ShapeFit:
         motions: (p, 4, 4) rigid motions, mm, that bring each visible piece to its place; the first is the identity.
         surface: the fitted bone in the data's frame, mm.
         rms_mm: robust root mean square of the last step's distances.
-        cost: the robust negative log posterior before the last step up to a constant, for comparing fits of the same data.
+        cost: the robust negative log posterior before the last step up to a constant, for comparing fits of the same
+            data: a point that lies far off or looks elsewhere costs most, though it no longer pulls.
         precision: (d, d) inverse posterior covariance of (pose 6, log-scale, modes, kernels by coordinate, motions).
     """
 
@@ -361,14 +364,20 @@ def fit(
         plane = np.concatenate([data_normals[nearest[kept]], normals[nearest_vertex]])
         agree = (normals[vertex] * data_normals[target]).sum(1)
         residual = (plane * (data[target] - surface.vertices[vertex])).sum(1)
-        weight = np.where(agree > MINIMUM_NORMAL_AGREEMENT, 1.0, 0.0) / (1 + (residual / (3 * noise)) ** 2) ** 2
+        agree, reach = agree > MINIMUM_NORMAL_AGREEMENT, OUTLIER_SD * noise
+        near = np.where(agree, 1 / (1 + (residual / reach) ** 2), 0.0)
+        weight = near**2
         rows = _Rows(vertex, plane, surface.vertices[vertex], data[target], residual, weight / noise**2)
         axis = current.matrix[:3, 2] / np.linalg.norm(current.matrix[:3, 2])
         rows = rows.extended(_contact_rows(contact, surface, axis, noise) for contact in contacts)
         in_contact = np.zeros(len(rows.vertex) - len(target), dtype=bool)
         shares = [(piece, np.concatenate([visible.piece[target] == piece, in_contact])) for piece in free]
         moving = [(piece, own) for piece, own in shares if np.count_nonzero(own) >= ROWS_FOR_A_MOTION]
-        current = _gauss_newton_step(prior, current, rows, moving)
+        # What is lost costs as much as the loss ever grows to. Only the data's rows are the same in every fit; they stand
+        # for both directions.
+        loss = np.where(agree, near * (residual / noise) ** 2, OUTLIER_SD**2)[-len(data_points) :].sum()
+        loss += 0.5 * (rows.weight * rows.residual**2)[len(target) :].sum()
+        current = _gauss_newton_step(prior, current, rows, moving, INDEPENDENT_SHARE * float(loss))
         scale = (weight * residual**2).sum() / max(weight.sum(), 1e-9)
         current = replace(current, rms_mm=float(np.sqrt(scale)))
         report((step + 1) / len(noise_mm))
@@ -422,7 +431,7 @@ def _contact_rows(contact, surface, axis, noise):
     return _Rows(contact.vertices[closest], plane, model[closest], goal, residual, weight)
 
 
-def _gauss_newton_step(prior, current, rows, moving):
+def _gauss_newton_step(prior, current, rows, moving, misfit):
     """One step of the linearised problem; the priors of scale, coefficients and motions are part of it.
 
     Args:
@@ -430,6 +439,7 @@ def _gauss_newton_step(prior, current, rows, moving):
         current: where the step starts.
         rows: the correspondences.
         moving: (piece, (rows,) bool of the rows that it takes part in) of each piece whose motion is unknown.
+        misfit: negative log likelihood where the step starts.
     """
     basis, modes, plane = prior.vertex_basis, len(prior.modes), rows.plane
     kernels = basis.shape[1]
@@ -482,7 +492,7 @@ def _gauss_newton_step(prior, current, rows, moving):
         mode_weights=current.mode_weights + change[7 : 7 + modes],
         kernel_weights=current.kernel_weights + change[7 + modes : shape_end].reshape(3, kernels).T,
         motions=motions,
-        cost=0.5 * float(weight @ rows.residual**2 + precision @ state**2),
+        cost=misfit + 0.5 * float(precision @ state**2),
         precision=normal,
     )
 

@@ -4,14 +4,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.shapefitting import (
     FIT_NOISE_MM,
     RESIDUAL_SUPPORTS_MM,
     JointContact,
     both,
     fit,
-    spread_over,
     unfitted,
     with_residual,
 )
@@ -25,12 +23,10 @@ from TibiaCompletionLib.crosssections import continued
 from TibiaCompletionLib.otherleg import expecting, fit_other_leg
 from TibiaCompletionLib.visiblebone import measured_in_ct
 
-# Half the log evidence that a rigid motion costs: it must explain the visible bone better than by chance. On virtual
-# people undisplaced pieces gain up to 6.7 each by motions of their own, displaced ones, small ones of a joint included,
-# from 10.9 on.
+# Negative log evidence that a rigid motion must save: it must explain the visible bone better than by chance. On virtual
+# people undisplaced pieces save up to 5.6 each by motions of their own, displaced ones, small ones of a joint included,
+# from 14.9 on.
 COST_OF_A_MOTION = 9.0
-# A piece of which less lies on the fitted bone, within this distance, was lost by the fit.
-LOST, EXPLAINED_MM, EXPLAINED_POINTS = 0.5, 3.0, 4000
 # Standard deviations of the distance to the bone measured in the CT, mm, in each step of the second fit.
 REFINING_NOISE_MM = (0.8, 0.5, 0.4, 0.3, 0.3, 0.3)
 # Share of the segmented surface that the CT must show as an edge of bone for the CT to be followed.
@@ -105,8 +101,6 @@ def complete_by_prior(case, side, matrix, report):
     fitted, *others = together(fits)
     for apart in others:
         displaced = fitted.cost - apart.cost > COST_OF_A_MOTION * (visible.pieces - 1)
-        # A piece that lies far off is an outlier of the common fit, which then costs little.
-        displaced |= least_explained(fitted, shown) < LOST < least_explained(apart, shown)
         fitted = apart if displaced else fitted
     roughly = with_residual(tibia, of_tibia(fitted), shown, RESIDUAL_SUPPORTS_MM[:1])
     measured, known = measured_in_ct(case, side, roughly)
@@ -142,15 +136,6 @@ def complete_by_prior(case, side, matrix, report):
     completion = _completion(tibia, replace(completed, matrix=completed.matrix @ size))
     motions = fitted.motions if displaced else None
     return replace(completion, motions=motions, measured=figures, warnings=tuple(warnings), sigma_mm=sigma)
-
-
-def least_explained(fitted, visible):
-    """Share of the worst explained piece's visible surface that lies on the fitted bone, 0 to 1."""
-    index = np.flatnonzero(visible.trusted)
-    index = index[spread_over(len(index), EXPLAINED_POINTS)]
-    distance = closest_points(visible.reduced(fitted.motions).surface.vertices[index], fitted.surface)[1]
-    pieces = visible.piece[index]
-    return min(np.mean(distance[pieces == number] < EXPLAINED_MM) for number in np.unique(pieces))
 
 
 def joint_contacts(case, side, landmarks):

@@ -50,7 +50,7 @@ def reduce_fragments(ct, fragments, completion, folder, report, fracture=None):
     """
     began = time.perf_counter()
     report("reading", 0.0)
-    surface, side, ras_to_standard, motions = read_completion(completion)
+    surface, side, ras_to_standard, motions, intervals = read_completion(completion)
     shape, ijk_to_ras = read_geometry(ct)
     masks = read_masks(fragments)
     for name, mask in masks.items():
@@ -81,7 +81,7 @@ def reduce_fragments(ct, fragments, completion, folder, report, fracture=None):
     amounts = bone_amounts(list(masks.values()), image)
     report("reducing", 0.4)
     reduction = reduce(
-        target, surfaces, motions, edges, amounts, lambda fraction: report("reducing", 0.4 + 0.6 * fraction)
+        target, surfaces, motions, edges, amounts, intervals, lambda fraction: report("reducing", 0.4 + 0.6 * fraction)
     )
     report("writing", 0.0)
     records = write_reduction(folder, list(masks), reduction)
@@ -110,7 +110,8 @@ def read_completion(folder):
         folder: its output folder.
 
     Returns:
-        (surface in RAS mm, side, (4, 4) ras_to_standard, list of the visible pieces' (4, 4) motions in RAS mm).
+        (surface in RAS mm, side, (4, 4) ras_to_standard, list of the visible pieces' (4, 4) motions in RAS mm, half
+        widths of the measurements' 95 % intervals by name).
 
     Raises:
         InputError: a file is missing or damaged.
@@ -120,11 +121,12 @@ def read_completion(folder):
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         side, matrix = result["side"], np.array(result["ras_to_standard"], dtype=float).reshape(4, 4)
         motions = [np.array(piece["motion_ras"], dtype=float).reshape(4, 4) for piece in result["pieces"]]
+        intervals = {name: float(width) for name, width in result.get("intervals_95", {}).items()}
         if side not in SIDES:
             raise ValueError(side)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} holds no completed tibia: name an output folder of complete-tibia.") from error
-    return read_surface(folder / COMPLETED), side, matrix, motions
+    return read_surface(folder / COMPLETED), side, matrix, motions, intervals
 
 
 def _check_in_ct(name, mask, shape_kji, ijk_to_ras):

@@ -13,15 +13,15 @@ from scipy import ndimage
 
 from BoneReconstructionLib.boneedges import STEP_MM, STEPS, bone_edges
 from BoneReconstructionLib.frames import transform_points
-from BoneReconstructionLib.surfaces import vertex_normals
+from BoneReconstructionLib.surfaces import Surface, vertex_normals
 from BoneReconstructionLib.volumes import crop
 
 # Depths behind an edge at which its density is read, mm, and how dense it must be relative to cortex: on virtual
-# fractures such edges of broken faces are within 0.3 mm of the truth (quartiles), all others 1 to 3 mm too deep.
+# fractures such edges of broken faces are within 0.5 mm of the truth (quartiles), all others up to 3 mm too deep.
 BEHIND_MM, DENSE = (0.75, 1.25, 1.75), 0.65
 CORTEX_PERCENTILE = 90
 # How much too far out a CT's blur shows broken faces, whose density fades at their rough surface; found there, too.
-FACE_OUT_MM = 0.45
+FACE_OUT_MM = 0.15
 # A segmentation that lies this near to most edges was made with care and is right where the CT shows none, too.
 CAREFUL_PERCENTILE, CAREFUL_MM = 80, 0.4
 # A step is looked for within this reach of a vertex, mm outwards, between means on both sides of it; it is one of a
@@ -69,35 +69,35 @@ def fragment_edges(surfaces, ct):
     Returns:
         list of FragmentEdges; of None where the surfaces were segmented with care and are taken as they are.
     """
-    place = transform_points(ct.ras_to_ijk, np.concatenate([surface.vertices for surface in surfaces]))[:, ::-1]
+    # All at once: cortex's density and the CT's blur are known from thick cortex, of which a piece of a joint has none.
+    ends = np.cumsum([len(surface.vertices) for surface in surfaces])
+    faces = [surface.faces + end - len(surface.vertices) for surface, end in zip(surfaces, ends, strict=True)]
+    surface = Surface(np.concatenate([surface.vertices for surface in surfaces]), np.concatenate(faces))
+    place = transform_points(ct.ras_to_ijk, surface.vertices)[:, ::-1]
     margin = MARGIN_MM / ct.spacing[::-1]
     ct = crop(ct, np.floor(place.min(0) - margin).astype(int), np.ceil(place.max(0) + margin).astype(int) + 1)
-    image = np.asarray(ct.array, dtype=np.float32)
-    found, behind, offsets = [], [], []
-    for surface in surfaces:
-        normals = vertex_normals(surface)
-        edges = bone_edges(ct, surface, normals, np.ones(len(normals), dtype=bool))
-        points = surface.vertices + edges.offset[:, None] * normals
-        inside = [transform_points(ct.ras_to_ijk, points - depth * normals)[:, ::-1].T for depth in BEHIND_MM]
-        behind.append(np.mean([ndimage.map_coordinates(image, place, order=1, mode="nearest") for place in inside], 0))
-        found.append((points, normals, edges))
-        offsets.append(np.abs(edges.offset[edges.known]))
-    offsets = np.concatenate(offsets)
+    normals = vertex_normals(surface)
+    edges = bone_edges(ct, surface, normals, np.ones(len(normals), dtype=bool))
+    offsets = np.abs(edges.offset[edges.known])
     if len(offsets) and np.percentile(offsets, CAREFUL_PERCENTILE) < CAREFUL_MM:
         return [None] * len(surfaces)
-    cortex = max(np.percentile(values, CORTEX_PERCENTILE) for values in behind)
-    return [
-        _fragment_edges(surface, points, normals, edges, edges.known & (values > DENSE * cortex))
-        for surface, (points, normals, edges), values in zip(surfaces, found, behind, strict=True)
-    ]
-
-
-def _fragment_edges(surface, points, normals, edges, dense):
-    """`FragmentEdges` of a surface whose vertices lie at `points` by their `edges`, of which some are `dense` (n,)."""
+    points = surface.vertices + edges.offset[:, None] * normals
+    behind = _behind(ct, points, normals)
+    cortex = max(np.percentile(values, CORTEX_PERCENTILE) for values in np.split(behind, ends[:-1]))
+    dense = edges.known & (behind > DENSE * cortex)
     step, solid = _steps(edges.profiles)
     stepped = surface.vertices + np.where(solid, step, 0.0)[:, None] * normals
     faces = np.where(dense[:, None], points - FACE_OUT_MM * normals, stepped)
-    return FragmentEdges(points, faces, np.select([dense, solid], [1.0, STEP_TRUST], SPARSE_TRUST))
+    trust = np.select([dense, solid], [1.0, STEP_TRUST], SPARSE_TRUST)
+    parts = (np.split(values, ends[:-1]) for values in (points, faces, trust))
+    return [FragmentEdges(*own) for own in zip(*parts, strict=True)]
+
+
+def _behind(ct, points, normals):
+    """(n,) HU behind edges at `points` (n, 3) with outward `normals`."""
+    image = np.asarray(ct.array, dtype=np.float32)
+    inside = [transform_points(ct.ras_to_ijk, points - depth * normals)[:, ::-1].T for depth in BEHIND_MM]
+    return np.mean([ndimage.map_coordinates(image, place, order=1, mode="nearest") for place in inside], 0)
 
 
 def _steps(profiles):

@@ -26,10 +26,12 @@ JOINT_MM = (6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 2.5, 2.0, 2.0, 1.5, 1.5, 1.2, 1.2, 1.0
 BONE_MM = 1.0
 FACE_POINTS = 1000
 # How far predictions err in what the first fragment does not show: along x, y, z, mm, and about them, degrees; less,
-# but not less than the floor, where a fragment's surface lies nearer to the first one's than the reach. Completions
-# across a complete fracture give their length to +/- 8 mm (95 %).
+# but not less than the floor, where a fragment's surface lies nearer to the first one's than the reach. Where the
+# prediction itself tells its torsion's error, this counts, and its length's, which may all lie in one gap of a shaft.
+# Fragments on the same side of the first share so much of the errors.
 PREDICTION_MM, PREDICTION_DEGREES = (0.7, 0.7, 4.0), (0.7, 0.7, 2.0)
 FLOOR, REACH_MM = 0.35, 100.0
+SHARED = np.array([0.0, 0.0, 0.9, 0.0, 0.0, 0.9])
 # Faces farther apart than predictions err and this much are not taken to have been one.
 FACE_REACH_MM, FACE_REACH_SD = 1.5, 2.5
 # Neighbouring points of cortex share their errors. Broken faces have lost bone and are badly segmented where they lie
@@ -44,8 +46,8 @@ MOSTLY_SHOWN, FEWEST_DENSE, LEAST_MATCHED = 0.5, 30, 5.0
 # same way; fewer columns than that tell less.
 LOST_MM, MISSING_SD_MM, DOUBLE_SD_MM = 0.3, 1.5, 3.0
 COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
-# What no row holds stays: standard deviations of a step, mm, and mm at this distance from the centre.
-STEP_MM, ARM_MM = 10.0, 30.0
+# What no row holds stays where it was laid: standard deviations, mm, and mm at this distance from the centre.
+STEADY_MM, ARM_MM = 4.0, 30.0
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
 ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.5, 12, 0.05, 200
 # What lies deeper than that is more and more likely a leak of the segmentation, and pushes less.
@@ -55,20 +57,21 @@ LEAK_MM = 2.0
 MOST_PARTED_MM, COLUMNS_PARTED_MM = 8.0, 1.0
 
 
-def joined(bone, bodies, poses):
+def joined(bone, bodies, poses, intervals):
     """Let fragments that are nearly in their places find them together; the first stays.
 
     Args:
         bone: `Body` of the healthy bone.
         bodies: list of `Body`, the largest first.
         poses: list of (4, 4), from `fitting.place`.
+        intervals: {"length": mm, "torsion": degrees} half widths of the prediction's 95 % intervals, where known.
 
     Returns:
         list of (4, 4).
     """
     if len(bodies) == 1:
         return list(poses)
-    state = _State(bone, bodies, poses)
+    state = _State(bone, bodies, poses, intervals)
     for sd in JOINT_MM:
         state.step(sd)
     fitted, most, best = list(state.centres), state.most_parted_mm(), list(state.poses)
@@ -88,14 +91,16 @@ def joined(bone, bodies, poses):
 class _State:
     """Poses of the fragments, and how far their parts of the prediction give way."""
 
-    def __init__(self, bone, bodies, poses):
+    def __init__(self, bone, bodies, poses, intervals):
         self.bone, self.bodies, self.poses = bone, bodies, list(poses)
         self.chosen = [body.spread(FIT_POINTS) for body in bodies]
-        self.errors = self._expected_errors()
+        self.errors = self._expected_errors(intervals)
         self.beside = self._beside()
         self.faces = self._facing()
         self.slips = [np.eye(4) for _ in bodies]
         self.centres = [self._points(n, chosen).mean(0) for n, chosen in enumerate(self.chosen)]
+        self.laid, self.laid_centres = list(poses), list(self.centres)
+        self.precisions = self._precisions()
         self.columns = None
         if all(body.bone is not None for body in bodies):
             self.columns = ColumnBalance(bone.surface, [body.bone for body in bodies])
@@ -113,12 +118,24 @@ class _State:
     def _normals(self, number, index):
         return self.bodies[number].normals[index] @ self.poses[number][:3, :3].T
 
-    def _expected_errors(self):
+    def _expected_errors(self, intervals):
         """(k, 6) standard deviations, mm and radians, of each fragment's part of the prediction."""
         first = cKDTree(self._points(0, slice(None)))
         far = [first.query(self._points(n, chosen))[0].mean() for n, chosen in enumerate(self.chosen)]
-        share = np.clip(FLOOR + np.array(far) / REACH_MM, 0, 1)
-        return share[:, None] * np.concatenate([PREDICTION_MM, np.radians(PREDICTION_DEGREES)])
+        errors = np.tile(np.concatenate([PREDICTION_MM, np.radians(PREDICTION_DEGREES)]), (len(far), 1))
+        if "torsion" in intervals:
+            errors[:, 5] = np.radians(intervals["torsion"]) / 2
+        errors *= np.clip(FLOOR + np.array(far) / REACH_MM, 0, 1)[:, None]
+        if "length" in intervals:
+            errors[:, 2] = intervals["length"] / 2
+        return errors
+
+    def _precisions(self):
+        """(6, k, k) inverse covariances of these errors, one for each kind."""
+        above = np.sign([centre[2] - self.centres[0][2] for centre in self.centres])
+        same_side = (above[:, None] == above) & ~np.eye(len(above), dtype=bool)
+        correlation = np.eye(len(above)) + SHARED[:, None, None] * same_side
+        return np.linalg.inv(correlation * self.errors.T[:, :, None] * self.errors.T[:, None])
 
     def _beside(self):
         """{(fragment, neighbour): vertices of the fragment beside the neighbour}."""
@@ -193,9 +210,11 @@ class _State:
             moves = lever(points, self.centres[number], directions)
             slips = -lever(points, self.pivots[number], directions)
             add([(12 * number, moves), (12 * number + 6, slips)], rows[1], INDEPENDENT_SHARE * rows[2])
-            columns = np.arange(12 * number + 6, 12 * number + 12)
-            normal[columns, columns] += self.errors[number] ** -2.0
-            right[columns] -= self._slip(number) / self.errors[number] ** 2
+        slips = np.array([_away(slip, pivot) for slip, pivot in zip(self.slips, self.pivots, strict=True)])
+        for axis, precision in enumerate(self.precisions):
+            columns = np.arange(6 + axis, size, 12)
+            normal[np.ix_(columns, columns)] += precision
+            right[columns] -= precision @ slips[:, axis]
         for (a, b, trust), index in self.faces.items():
             self._add_faces(add, a, b, trust, index, sd)
         for columns in self.columns.breaks(self.poses) if self.columns else ():
@@ -208,7 +227,10 @@ class _State:
             blocks += [(12 * b, -lever(points, self.centres[b], outward))]
             residual = np.minimum(distance + ALLOWED_MM / 2, 0)
             add(blocks, residual, 1 / (PARTING_MM**2 * (1 + (residual / LEAK_MM) ** 2)))
-        normal[np.diag_indices(size)] += np.tile(np.repeat([1.0, ARM_MM**2], 3) / STEP_MM**2, 2 * len(self.bodies))
+        steady = np.repeat([1.0, ARM_MM**2], 3) / STEADY_MM**2
+        normal[np.diag_indices(size)] += np.tile(steady, 2 * len(self.bodies))
+        for number, (pose, laid, centre) in enumerate(zip(self.poses, self.laid, self.laid_centres, strict=True)):
+            right[12 * number : 12 * number + 6] -= steady * _away(pose @ inverse(laid), centre)
         free = slice(12, size)  # the first fragment stays
         change = np.concatenate([np.zeros(12), np.linalg.solve(normal[free, free], right[free])]).reshape(-1, 4, 3)
         for number, (shift, turn, slip, twist) in enumerate(change):
@@ -237,8 +259,8 @@ class _State:
         information = COLUMN_INFORMATION if self._exact(columns) else ROUGH_COLUMN_INFORMATION
         add(blocks, np.array([gap]), np.array([information * min(1.0, weight.sum() / FEWEST_COLUMNS)]))
 
-    def _slip(self, number):
-        """(6,) shift, mm, and turn, radians, of a fragment's part of the prediction."""
-        slip, pivot = self.slips[number], self.pivots[number]
-        shift = transform_points(slip, pivot[None])[0] - pivot
-        return np.concatenate([shift, Rotation.from_matrix(slip[:3, :3]).as_rotvec()])
+
+def _away(motion, pivot):
+    """(6,) shift of a pivot, mm, and turn, radians, by a rigid motion."""
+    shift = transform_points(motion, pivot[None])[0] - pivot
+    return np.concatenate([shift, Rotation.from_matrix(motion[:3, :3]).as_rotvec()])

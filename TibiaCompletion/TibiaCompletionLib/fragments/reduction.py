@@ -55,7 +55,9 @@ class Reduction:
         return [transformed(body.surface, back) for body in self.bodies]
 
 
-def reduce(target, surfaces, motions=(), edges=None, amounts=None, report=lambda fraction: None):
+def reduce(
+    target, surfaces, motions=(), edges=None, amounts=None, intervals=None, report=lambda fraction: None
+):
     """Bring fragments to their places.
 
     The largest goes to the target alone, the others in falling order of volume to the target and beside those that
@@ -69,6 +71,7 @@ def reduce(target, surfaces, motions=(), edges=None, amounts=None, report=lambda
         edges: list of `FragmentEdges` of the surfaces in the CT, from `edges.fragment_edges`; None: the surfaces are
             exact.
         amounts: list of the fragments' bone in the CT, from `columns.bone_amounts`; None: not known.
+        intervals: {measurement: half width of its 95 % interval} of the target, see `joint.joined`; None: not known.
         report: called with the fraction done.
 
     Returns:
@@ -94,6 +97,6 @@ def reduce(target, surfaces, motions=(), edges=None, amounts=None, report=lambda
                 "The largest fragment does not fit the completed tibia: name the completion that was predicted from "
                 "this CT, and fragments of the same bone."
             )
-    poses = joined(target.bone, ordered, poses)
+    poses = joined(target.bone, ordered, poses, intervals or {})
     report(1.0)
     return Reduction(target, bodies, np.array([poses[rank] for rank in np.argsort(order)]))
