@@ -85,6 +85,22 @@ def test_thin_cortex_with_marrow_behind_it_is_no_step():
     assert np.mean(edges.trust == STEP_TRUST) < 0.02
 
 
+def test_thin_cortex_is_measured_by_what_thick_cortex_beside_it_tells():
+    """A piece of a joint has no thick cortex, and taken alone its cortex would pass for less dense and thicker."""
+    (thick, rough, _), (thin, mask, _) = broken_tube(False), broken_tube(False, filling=150.0, cortex=1.0)
+    empty = np.zeros_like(mask.array)
+    ct = Volume(np.concatenate([thin.array, thick.array], axis=2), thin.ijk_to_ras)
+    masks = [np.concatenate(both, axis=2) for both in ((mask.array, empty), (empty, rough.array))]
+    surfaces = [mask_surface(Volume(array, thin.ijk_to_ras)) for array in masks]
+    edges, _ = fragment_edges(surfaces, ct)
+    points = surfaces[0].vertices
+    wall = (points[:, 2] > 12) & (points[:, 2] < CUT_MM - 8)
+    middle = np.array([SPACING[0] * (SHAPE[2] - 1) - 22, 19])
+    out = np.linalg.norm(edges.points[wall, :2] - middle, axis=1) - 14.0
+    assert np.count_nonzero(wall) > 500
+    assert abs(np.median(out)) < 0.15
+
+
 def test_a_careful_segmentation_is_taken_as_it_is():
     ct, mask, _ = broken_tube(False, 0.0)
     surface = mask_surface(mask)

@@ -9,12 +9,13 @@ from tibiae import pose
 from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import MIRROR, transform_points
-from BoneReconstructionLib.surfaces import transformed
+from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.virtualfractures import displaced_surfaces
 from TibiaCompletionLib.evaluation.fragments import place_errors
 from TibiaCompletionLib.fragments.assessment import Assessment
 from TibiaCompletionLib.fragments.bodies import Body, overlap
 from TibiaCompletionLib.fragments.reduction import reduce
-from TibiaCompletionLib.fragments.target import make_target
+from TibiaCompletionLib.fragments.target import Target, make_target
 
 KINDS = ("butterfly", "plateau-split-depression")
 
@@ -37,6 +38,21 @@ def test_no_two_fragments_overlap(kind):
     for a in range(len(found.bodies)):
         for b in range(a):
             assert overlap(found.bodies[a], found.poses[a], found.bodies[b], found.poses[b]) < 1.0
+
+
+@pytest.mark.parametrize(("interval_mm", "nearest_mm", "farthest_mm"), [(12.0, 0.0, 1.5), (0.5, 2.0, 8.0)])
+def test_broken_faces_correct_a_length_as_far_as_it_is_unknown(interval_mm, nearest_mm, farthest_mm):
+    """The completion is 6 mm too short below the first fragment; its interval says whether faces may tell."""
+    right, pieces = target(), displaced_surfaces(healthy(), fracture("butterfly"))
+    first = transform_points(right.axes_from_ras, pieces[0].vertices)[:, 2]
+    vertices = right.bone.surface.vertices.copy()
+    below = np.clip((first.min() + 20 - vertices[:, 2]) / 40, 0, 1)
+    vertices[:, 2] += 6.0 * below
+    short = Target(right.axes_from_ras, Body(Surface(vertices, right.bone.surface.faces)), right.joint)
+    found = reduce(short, pieces, intervals={"length": interval_mm, "torsion": 4.0})
+    true = np.linalg.inv(fracture("butterfly").motions[1])
+    centre = pieces[1].vertices.mean(0)
+    assert nearest_mm <= place_errors(found.motions[1], true, centre, right.axes_from_ras[2, :3])[2] < farthest_mm
 
 
 def test_the_order_of_the_fragments_does_not_matter():

@@ -10,6 +10,9 @@ from tibiae import pose, random_tibiae, tibia_prior, unseen_tibia
 from BoneReconstructionLib.distances import surface_distances
 from BoneReconstructionLib.frames import MIRROR, transform_points
 from BoneReconstructionLib.shapefitting import (
+    FIT_POINTS,
+    INDEPENDENT_SHARE,
+    OUTLIER_SD,
     RESIDUAL_SUPPORTS_MM,
     ShapeFit,
     VisibleSurface,
@@ -222,3 +225,15 @@ def test_untrusted_bone_does_not_pull(prior):
     displaced = Surface(prior.mean + np.where(broken, 0.8, 0.0)[:, None] * [1.0, 0.5, 0.0], prior.faces)
     fitted = fit(rigid, VisibleSurface(displaced, ~broken), pose((1, -1, 3), (2, -2, 3), 1.01))
     np.testing.assert_allclose(fitted.surface.vertices, mean.vertices, atol=0.01)
+
+
+def test_a_piece_that_the_fit_loses_costs_most_though_it_does_not_pull(prior):
+    bone = unseen_tibia()
+    heights = bone.vertices[:, 2]
+    piece = (heights > heights.max() - 25) & (bone.vertices[:, 0] > np.median(bone.vertices[:, 0]) + 10)
+    apart = Surface(bone.vertices + np.where(piece, 80.0, 0.0)[:, None] * [1.0, 0.0, 0.0], bone.faces)
+    begin = start(prior, whole(bone))
+    in_place, lost = (fit(prior, whole(surface), begin) for surface in (bone, apart))
+    assert 0.01 < piece.mean() < 0.15
+    most = INDEPENDENT_SHARE * OUTLIER_SD**2 * piece.mean() * FIT_POINTS
+    assert lost.cost - in_place.cost == pytest.approx(most, rel=0.25)
