@@ -46,8 +46,8 @@ MOSTLY_SHOWN, FEWEST_DENSE, LEAST_MATCHED = 0.5, 30, 5.0
 # same way; fewer columns than that tell less.
 LOST_MM, MISSING_SD_MM, DOUBLE_SD_MM = 0.3, 1.5, 3.0
 COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
-# What no row holds stays where it was laid: standard deviations, mm, and mm at this distance from the centre.
-STEADY_MM, ARM_MM = 4.0, 30.0
+# What no row holds stays where it was laid, along and about the bone less than across it: standard deviations.
+STEADY_MM, STEADY_DEGREES = (4.0, 4.0, 10.0), (7.5, 7.5, 19.0)
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
 ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.5, 12, 0.05, 200
 # What lies deeper than that is more and more likely a leak of the segmentation, and pushes less.
@@ -227,10 +227,11 @@ class _State:
             blocks += [(12 * b, -lever(points, self.centres[b], outward))]
             residual = np.minimum(distance + ALLOWED_MM / 2, 0)
             add(blocks, residual, 1 / (PARTING_MM**2 * (1 + (residual / LEAK_MM) ** 2)))
-        steady = np.repeat([1.0, ARM_MM**2], 3) / STEADY_MM**2
-        normal[np.diag_indices(size)] += np.tile(steady, 2 * len(self.bodies))
+        steady = np.concatenate([STEADY_MM, np.radians(STEADY_DEGREES)]) ** -2.0
         for number, (pose, laid, centre) in enumerate(zip(self.poses, self.laid, self.laid_centres, strict=True)):
-            right[12 * number : 12 * number + 6] -= steady * _away(pose @ inverse(laid), centre)
+            columns = np.arange(12 * number, 12 * number + 6)
+            normal[columns, columns] += steady
+            right[columns] -= steady * _away(pose @ inverse(laid), centre)
         free = slice(12, size)  # the first fragment stays
         change = np.concatenate([np.zeros(12), np.linalg.solve(normal[free, free], right[free])]).reshape(-1, 4, 3)
         for number, (shift, turn, slip, twist) in enumerate(change):
