@@ -210,11 +210,11 @@ class _State:
             moves = lever(points, self.centres[number], directions)
             slips = -lever(points, self.pivots[number], directions)
             add([(12 * number, moves), (12 * number + 6, slips)], rows[1], INDEPENDENT_SHARE * rows[2])
-        slips = np.array([_away(slip, pivot) for slip, pivot in zip(self.slips, self.pivots, strict=True)])
+        slipped = np.array([_away(slip, pivot) for slip, pivot in zip(self.slips, self.pivots, strict=True)])
         for axis, precision in enumerate(self.precisions):
             columns = np.arange(6 + axis, size, 12)
             normal[np.ix_(columns, columns)] += precision
-            right[columns] -= precision @ slips[:, axis]
+            right[columns] -= precision @ slipped[:, axis]
         for (a, b, trust), index in self.faces.items():
             self._add_faces(add, a, b, trust, index, sd)
         for columns in self.columns.breaks(self.poses) if self.columns else ():
