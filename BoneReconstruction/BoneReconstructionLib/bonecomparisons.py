@@ -27,7 +27,7 @@ from BoneReconstructionLib.comparison import (
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.meshing import cut_to
 from BoneReconstructionLib.surfacefiles import write_surface
-from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.surfaces import Surface, joined, transformed
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.xraygeometryfiles import read_geometry
 
@@ -164,7 +164,7 @@ def _compare(bones, align, sides, progress):
     together = np.eye(4)
     if sides and align == "rigid" and len(bones) > 1:
         # A piece of a shaft slides along the whole one; all bones together do not.
-        firsts, seconds = map(_joined, zip(*bones.values()))
+        firsts, seconds = map(joined, zip(*bones.values()))
         together = align_cut(firsts, seconds, sides, together).fixed_from_moving
     return {name: _compare_pair(name, *pair, align, sides, together, progress) for name, pair in bones.items()}
 
@@ -181,12 +181,6 @@ def _compare_pair(name, first, second, align, sides, start, progress):
         return compare_cut(first, second, sides, alignment, report)
     except InputError as error:
         raise InputError(f"The pair {name}: {error}") from error
-
-
-def _joined(surfaces):
-    starts = np.cumsum([0, *(len(surface.vertices) for surface in surfaces[:-1])])
-    faces = [surface.faces + start for surface, start in zip(surfaces, starts, strict=True)]
-    return Surface(np.concatenate([surface.vertices for surface in surfaces]), np.concatenate(faces))
 
 
 def _write_table(path: Path, found, columns):

@@ -65,6 +65,17 @@ def transformed(surface: Surface, matrix: np.ndarray) -> Surface:
     return Surface(vertices, faces)
 
 
+def joined(surfaces) -> Surface:
+    """Several surfaces as one, their vertices and faces in turn.
+
+    Args:
+        surfaces: sequence of Surface, in one frame.
+    """
+    starts = np.cumsum([0, *(len(surface.vertices) for surface in surfaces[:-1])])
+    faces = [surface.faces + start for surface, start in zip(surfaces, starts, strict=True)]
+    return Surface(np.concatenate([surface.vertices for surface in surfaces]), np.concatenate(faces))
+
+
 def largest_component(surface: Surface) -> Surface:
     """The connected part of the largest area, without vertices that no face uses."""
     from scipy.sparse import coo_array

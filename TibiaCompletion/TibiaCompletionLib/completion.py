@@ -236,9 +236,8 @@ def complete_tibia(request, folder, report):
     write_surface(folder / "tibia.vtp", predicted, arrays)
     if completion.measured:
         prior = load_prior(TIBIA_PRIOR, "tibia")
-        widths = {name: width for name, (_, width) in completion.measured.items()}
         landmarks = TibiaLandmarks(prior.mean, prior.faces)
-        write_measurements(folder, side, landmarks.measurements(whole.vertices, side, widths))
+        write_measurements(folder, side, landmarks.measurements(whole.vertices, side, completion.intervals))
     metrics = measure(predicted, distance, capped, sigma)
     if completion.motions is None:
         overlap = dice(labelmap.array & ~hidden, tibia.array & ~hidden)
@@ -265,7 +264,7 @@ def complete_tibia(request, folder, report):
         "ends_at_scan": ends_at_scan,
         "displaced": completion.motions is not None,
         "pieces": piece_records(case, completion, side),
-        "intervals_95": {name: width for name, (_, width) in completion.measured.items()},
+        "intervals_95": completion.intervals,
         "warnings": warnings,
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -324,7 +323,7 @@ def cautions(case, completion, left_out):
             f"The {len(case.piece_volumes_ml)} visible pieces are displaced against each other; the first was taken "
             "to lie where it belongs and the others were moved to their places."
         )
-    for name, (_, width) in completion.measured.items():
+    for name, width in completion.intervals.items():
         if width > UNCERTAIN.get(name, np.inf):
             unit = DEFINITIONS[name].unit
             sentences.append(f"The {name} of the bone is not shown by what is visible: +/- {width:.0f} {unit} (95 %).")

@@ -63,6 +63,11 @@ class Completion:
     trusted: np.ndarray | None = None
     sigma_mm: np.ndarray | None = None
 
+    @property
+    def intervals(self):
+        """{name: half width of its 95 % interval} of what was measured."""
+        return {name: width for name, (_, width) in self.measured.items()}
+
 
 def complete_by_prior(case, side, matrix, report):
     """Fit the prior to the visible bone, then continue the cross-sections across the gap.

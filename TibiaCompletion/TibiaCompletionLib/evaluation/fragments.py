@@ -119,8 +119,8 @@ def _measured(case):
     masks = [Volume(case.labels.array == number + 1, case.labels.ijk_to_ras) for number in range(count)]
     surfaces = [fragment_surface(mask) for mask in masks]
     target = make_target(predicted, side, np.linalg.inv(completion.matrix) @ mirror)
-    intervals = {name: width for name, (_, width) in completion.measured.items()}
-    reduction = reduce(target, surfaces, motions, fragment_edges(surfaces, ct), bone_amounts(masks, ct), intervals)
+    edges, amounts = fragment_edges(surfaces, ct), bone_amounts(masks, ct)
+    reduction = reduce(target, surfaces, motions, edges, amounts, completion.intervals)
     seconds = time.process_time() - completed
 
     held, found = _held(case), reduction.motions

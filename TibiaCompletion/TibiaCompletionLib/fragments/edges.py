@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from BoneReconstructionLib.boneedges import STEP_MM, STEPS, bone_edges
 from BoneReconstructionLib.frames import transform_points
-from BoneReconstructionLib.surfaces import Surface, vertex_normals
+from BoneReconstructionLib.surfaces import joined, vertex_normals
 from BoneReconstructionLib.volumes import crop
 
 # Depths behind an edge at which its density is read, mm, and how dense it must be relative to cortex: on virtual
@@ -71,9 +71,8 @@ def fragment_edges(surfaces, ct):
         list of FragmentEdges; of None where the surfaces were segmented with care and are taken as they are.
     """
     # All at once: cortex's density and the CT's blur are known from thick cortex, of which a piece of a joint has none.
-    ends = np.cumsum([len(surface.vertices) for surface in surfaces])
-    faces = [surface.faces + end - len(surface.vertices) for surface, end in zip(surfaces, ends, strict=True)]
-    surface = Surface(np.concatenate([surface.vertices for surface in surfaces]), np.concatenate(faces))
+    bounds = np.cumsum([len(surface.vertices) for surface in surfaces])[:-1]
+    surface = joined(surfaces)
     place = transform_points(ct.ras_to_ijk, surface.vertices)[:, ::-1]
     margin = MARGIN_MM / ct.spacing[::-1]
     ct = crop(ct, np.floor(place.min(0) - margin).astype(int), np.ceil(place.max(0) + margin).astype(int) + 1)
@@ -84,13 +83,13 @@ def fragment_edges(surfaces, ct):
         return [None] * len(surfaces)
     points = surface.vertices + edges.offset[:, None] * normals
     behind = _behind(ct, points, normals)
-    cortex = max(np.percentile(values, CORTEX_PERCENTILE) for values in np.split(behind, ends[:-1]))
+    cortex = max(np.percentile(values, CORTEX_PERCENTILE) for values in np.split(behind, bounds))
     dense = edges.known & (behind > DENSE * cortex)
     step, solid = _steps(edges.profiles)
     stepped = surface.vertices + np.where(solid, step, 0.0)[:, None] * normals
     faces = np.where(dense[:, None], points - FACE_OUT_MM * normals, stepped)
     trust = np.select([dense, solid], [1.0, STEP_TRUST], SPARSE_TRUST)
-    parts = (np.split(values, ends[:-1]) for values in (points, faces, trust))
+    parts = (np.split(values, bounds) for values in (points, faces, trust))
     return [FragmentEdges(*own) for own in zip(*parts, strict=True)]
 
 

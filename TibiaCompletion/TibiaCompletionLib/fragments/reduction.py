@@ -55,9 +55,7 @@ class Reduction:
         return [transformed(body.surface, back) for body in self.bodies]
 
 
-def reduce(
-    target, surfaces, motions=(), edges=None, amounts=None, intervals=None, report=lambda fraction: None
-):
+def reduce(target, surfaces, motions=(), edges=None, amounts=None, intervals=None, report=lambda fraction: None):
     """Bring fragments to their places.
 
     The largest goes to the target alone, the others in falling order of volume to the target and beside those that
