@@ -22,5 +22,8 @@ def in_blocks(work, count, size):
 
 def together(tasks):
     """Call functions without arguments on all processors and return a list of what they return, in their order."""
+    tasks = list(tasks)
+    if len(tasks) == 1:  # asked thousands of times for few points, and starting threads takes as long as they do
+        return [tasks[0]()]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as threads:
         return list(threads.map(lambda task: task(), tasks))

@@ -8,7 +8,8 @@ from scipy import ndimage
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.surfaces import Surface
 from BoneReconstructionLib.volumes import Volume
-from TibiaCompletionLib.fragments.columns import ColumnBalance, bone_amounts
+from TibiaCompletionLib.fragments.amounts import bone_amounts
+from TibiaCompletionLib.fragments.columns import ColumnBalance
 
 LENGTH_MM, OUTER_MM, INNER_MM, BREAK_MM = 160.0, 13.0, 8.0, 70.0
 CORTEX_HU, MARROW_HU, MUSCLE_HU, BLUR_MM, NOISE_HU = 1300.0, -60.0, 60.0, 0.8, 30.0

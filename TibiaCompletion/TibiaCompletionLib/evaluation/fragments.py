@@ -15,8 +15,8 @@ from BoneReconstructionLib.volumes import Volume
 from TibiaCompletionLib.completion import piece_records, predict
 from TibiaCompletionLib.evaluation.fragmentcases import build_fracture, fracture_keys
 from TibiaCompletionLib.evaluation.tibia import DEFAULT_JOBS
+from TibiaCompletionLib.fragments.amounts import bone_amounts
 from TibiaCompletionLib.fragments.bodies import Body, overlap
-from TibiaCompletionLib.fragments.columns import bone_amounts
 from TibiaCompletionLib.fragments.edges import fragment_edges
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.splitting import fragment_surface

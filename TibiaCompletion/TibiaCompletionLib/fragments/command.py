@@ -12,8 +12,8 @@ from BoneReconstructionLib.jobs import RESULT, OutputFolder, Progress
 from BoneReconstructionLib.surfacefiles import read_surface
 from BoneReconstructionLib.version import VERSION
 from BoneReconstructionLib.volumes import Volume, read_geometry, read_masks, read_volume, resample, write_volume
+from TibiaCompletionLib.fragments.amounts import bone_amounts
 from TibiaCompletionLib.fragments.assessment import FIGURES
-from TibiaCompletionLib.fragments.columns import bone_amounts
 from TibiaCompletionLib.fragments.edges import fragment_edges
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.results import SPLIT, TABLE, TARGET, write_reduction

@@ -32,7 +32,10 @@ SEARCH_POINTS, FIT_POINTS = 300, 800
 SHIFTS_MM, TURNS_DEGREES, SMALL_TURNS_DEGREES = (-12.0, -4.0, 4.0, 12.0), (-20.0, -7.0, 7.0, 20.0), (-8.0, 8.0)
 # A fragment of this many times its width is first laid along the bone.
 ELONGATED, SECTION_MM = 2.0, 10.0
-FITTED_POSES, SAME_POSE = 5, 0.5
+# After the first steps of the search only so many poses go on, and so many of these are fitted with many points.
+LOOK_STEPS, PROMISING_POSES, FITTED_POSES, SAME_POSE = 3, 16, 5, 0.5
+# Where distances may err by more, the planes of the closest vertices tell them well enough.
+EXACT_BELOW_MM = 1.0
 # Distance, mm, at which half of a point is explained; how much a neighbour explains of it, as a fragment that is
 # pressed into another must not be content there; what sticking out costs.
 EXPLAINED_MM, NEIGHBOUR_WORTH, STICKING_OUT = 1.5, 0.4, 0.3
@@ -42,34 +45,33 @@ LARGEST_TURN = 0.3  # radians in one step
 STEADINESS = 1e-3
 
 
-def rows_on_bone(bone, points, normals, sd, exact=True):
+def rows_on_bone(bone, points, normals, sd):
     """Residuals of a fragment's points against the healthy bone.
 
     Args:
         bone: `Body`.
         points, normals: (n, 3) of the fragment at its pose.
-        sd: standard deviation of the distance, mm.
-        exact: as in `Body.nearest`.
+        sd: standard deviation of the distance, mm; exact below `EXACT_BELOW_MM`.
 
     Returns:
         (directions (n, 3) along which the residual grows, residuals (n,) in mm, weights (n,) in 1 / mm^2).
     """
-    distance, outward = bone.nearest(points, exact)
+    distance, outward = bone.nearest(points, sd < EXACT_BELOW_MM)
     agree = (normals * outward).sum(1) > AGREEMENT
     weight = np.where(agree, 1 / (1 + (distance / sd) ** 2) ** 2, 0.0)
     weight = np.where(~agree & (distance > 0), 1 / (1 + (distance / (3 * sd)) ** 2), weight)
     return outward, distance, weight / sd**2
 
 
-def rows_on_neighbour(body, pose, points, normals, trust, sd, exact=True):
+def rows_on_neighbour(body, pose, points, normals, trust, sd):
     """The same against a neighbour at its pose; points beside it without looking against it do not count.
 
     Args:
         body, pose: the neighbour.
-        points, normals, sd, exact: as in `rows_on_bone`.
+        points, normals, sd: as in `rows_on_bone`.
         trust: of the points, see `FragmentEdges`; the neighbour's edges that are trusted less do not count.
     """
-    distance, outward = body.nearest_edge(transform_points(inverse(pose), points), trust, exact)
+    distance, outward = body.nearest_edge(transform_points(inverse(pose), points), trust, sd < EXACT_BELOW_MM)
     outward = outward @ pose[:3, :3].T
     against = (normals * outward).sum(1) < -AGREEMENT
     apart = distance - FACES_APART_MM
@@ -85,7 +87,7 @@ def lever(points, centre, directions):
     return np.concatenate([directions, np.cross(points - centre, directions)], 1)
 
 
-def settled(bone, neighbours, body, chosen, pose, steps, exact=True):
+def settled(bone, neighbours, body, chosen, pose, steps):
     """Let a fragment settle from a pose by robust point-to-plane steps.
 
     Args:
@@ -95,7 +97,6 @@ def settled(bone, neighbours, body, chosen, pose, steps, exact=True):
         chosen: indices of its vertices that count.
         pose: (4, 4) rigid, where it starts.
         steps: standard deviation of the distances in each step, mm.
-        exact: as in `Body.nearest`.
 
     Returns:
         (4, 4) pose.
@@ -103,12 +104,12 @@ def settled(bone, neighbours, body, chosen, pose, steps, exact=True):
     for sd in steps:
         points = transform_points(pose, body.edges.points[chosen])
         normals = body.normals[chosen] @ pose[:3, :3].T
-        rows = [rows_on_bone(bone, points, normals, sd, exact)]
+        rows = [rows_on_bone(bone, points, normals, sd)]
         faces, trust = transform_points(pose, body.edges.faces[chosen]), body.edges.trust[chosen]
         levels = [(level, trust == level) for level in np.unique(trust)]
         for other, place in neighbours:
             for level, own in levels:
-                rows.append(rows_on_neighbour(other, place, faces[own], normals[own], level, sd, exact))
+                rows.append(rows_on_neighbour(other, place, faces[own], normals[own], level, sd))
         points = np.concatenate([points] + [faces[own] for _, own in levels] * len(neighbours))
         centre = points.mean(0)
         directions, residual, weight = (np.concatenate(part) for part in zip(*rows, strict=True))
@@ -161,12 +162,17 @@ def place(bone, neighbours, body, motions):
         far = min(_travel(pose, motion, centre) for motion in motions) if neighbours else 0.0
         return misfit(bone, neighbours, body, chosen, pose, exact) + MOTION_COST * far
 
+    def best_of(poses, chosen, count):
+        return _different(sorted(poses, key=lambda pose: cost(pose, chosen, False)))[:count]
+
     elongated = _elongated(body)
     steps = SEARCH_MM if elongated else SMALL_SEARCH_MM
     starts = _starts(bone, body, motions, elongated)
-    found = together(partial(settled, bone, neighbours, body, few, start, steps, False) for start in starts)
-    best = _different(sorted(found, key=lambda pose: cost(pose, few, False)))[:FITTED_POSES]
-    fitted = [settled(bone, neighbours, body, many, pose, FIT_MM) for pose in best]
+    found = together(partial(settled, bone, neighbours, body, few, start, steps[:LOOK_STEPS]) for start in starts)
+    found = best_of(found, few, PROMISING_POSES)
+    found = together(partial(settled, bone, neighbours, body, few, pose, steps[LOOK_STEPS:]) for pose in found)
+    best = best_of(found, few, FITTED_POSES)
+    fitted = together(partial(settled, bone, neighbours, body, many, pose, FIT_MM) for pose in best)
     return min(fitted, key=lambda pose: cost(pose, many, True))
 
 

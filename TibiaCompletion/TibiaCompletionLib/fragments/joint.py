@@ -6,6 +6,7 @@ length, its torsion and, less so, its axis are estimates. So each fragment's par
 as predictions err: where broken faces fit, they decide.
 """
 
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -15,10 +16,12 @@ from scipy.spatial.transform import Rotation
 from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.shapefitting import spread_over
+from BoneReconstructionLib.threads import together
 from TibiaCompletionLib.fragments.bodies import inverse, near
 from TibiaCompletionLib.fragments.columns import ColumnBalance
 from TibiaCompletionLib.fragments.edges import SPARSE_TRUST, STEP_TRUST
 from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, rows_on_bone, rows_on_neighbour
+from TibiaCompletionLib.fragments.shell import ShellBalance
 
 # Standard deviations of the distances in each step, mm; the first lets faces find each other across a gap.
 JOINT_MM = (6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 2.5, 2.0, 2.0, 1.5, 1.5, 1.2, 1.2, 1.0, 1.0, 0.8, 0.8, 0.7, 0.7)
@@ -30,7 +33,7 @@ FACE_POINTS = 1000
 # prediction itself tells its torsion's error, this counts, and its length's, which may all lie in one gap of a shaft.
 # Fragments on the same side of the first share so much of the errors.
 PREDICTION_MM, PREDICTION_DEGREES = (0.7, 0.7, 4.0), (0.7, 0.7, 2.0)
-FLOOR, REACH_MM = 0.35, 100.0
+FLOOR, REACH_MM = 0.7, 100.0
 SHARED = np.array([0.0, 0.0, 0.9, 0.0, 0.0, 0.9])
 # Faces farther apart than predictions err and this much are not taken to have been one.
 FACE_REACH_MM, FACE_REACH_SD = 1.5, 2.5
@@ -46,6 +49,12 @@ MOSTLY_SHOWN, FEWEST_DENSE, LEAST_MATCHED = 0.5, 30, 5.0
 # same way; fewer columns than that tell less.
 LOST_MM, MISSING_SD_MM, DOUBLE_SD_MM = 0.3, 1.5, 3.0
 COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
+# The shell beside a fragment is asked once it is nearly there, and of the fragment's shift alone: where bone crumbled
+# away on one side it would turn the fragment. It tells as much as it errs on virtual people, where it is missing, as
+# some may have crumbled away, less than where it is there twice, and errs by so much of what is usual. Where columns tell
+# what is missing, only more than can be an error is taken to be there twice.
+SHELL_FROM_MM, SHELL_INFORMATION, TWICE_WORTH = 2.5, 3.0, 4.0
+SHELL_MISSING_SD, SHELL_TWICE_SD, SURELY_TWICE = 0.5, 1.0, 0.25
 # What no row holds stays where it was laid, along and about the bone less than across it: standard deviations.
 STEADY_MM, STEADY_DEGREES = (4.0, 4.0, 10.0), (7.5, 7.5, 19.0)
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
@@ -101,9 +110,10 @@ class _State:
         self.centres = [self._points(n, chosen).mean(0) for n, chosen in enumerate(self.chosen)]
         self.laid, self.laid_centres = list(poses), list(self.centres)
         self.precisions = self._precisions()
-        self.columns = None
+        self.columns = self.shell = None
         if all(body.bone is not None for body in bodies):
-            self.columns = ColumnBalance(bone.surface, [body.bone for body in bodies])
+            amounts = [body.bone for body in bodies]
+            self.columns, self.shell = ColumnBalance(bone.surface, amounts), ShellBalance(bone, amounts)
         self.pivots = []
         for number, centre in enumerate(self.centres):
             own = [self._points(a, index) for (a, *_), index in self.faces.items() if a == number]
@@ -193,40 +203,26 @@ class _State:
 
     def step(self, sd, inside=None):
         """One Gauss-Newton step; `inside` as `inside` returns it: these are pushed out."""
+        breaks = self.columns.breaks(self.poses) if self.columns else []
+        tasks = [partial(self._bone_rows, number, sd) for number in range(len(self.bodies))]
+        tasks += [partial(self._face_rows, *key, index, sd) for key, index in self.faces.items()]
+        tasks += [partial(self._column_rows, columns, sd) for columns in breaks]
+        if self.shell and sd <= SHELL_FROM_MM:
+            in_columns = {number for columns in breaks for number in (columns.lower, columns.upper)}
+            tasks += [partial(self._shell_rows, n, n in in_columns) for n in range(1, len(self.bodies))]
+        tasks += [partial(self._parting_rows, *key, index) for key, index in (inside or {}).items()]
         size = 12 * len(self.bodies)
         normal, right = np.zeros((size, size)), np.zeros(size)
-
-        def add(blocks, residual, weight):
+        for blocks, residual, weight in filter(None, together(tasks)):
             columns = np.concatenate([np.arange(first, first + 6) for first, _ in blocks])
             jacobian = np.concatenate([block for _, block in blocks], 1)
             normal[np.ix_(columns, columns)] += (jacobian * weight[:, None]).T @ jacobian
             right[columns] -= jacobian.T @ (weight * residual)
-
-        for number, chosen in enumerate(self.chosen):
-            points, back = self._points(number, chosen), inverse(self.slips[number])
-            here, normals = transform_points(back, points), self._normals(number, chosen) @ back[:3, :3].T
-            rows = rows_on_bone(self.bone, here, normals, min(sd, BONE_MM))
-            directions = rows[0] @ self.slips[number][:3, :3].T
-            moves = lever(points, self.centres[number], directions)
-            slips = -lever(points, self.pivots[number], directions)
-            add([(12 * number, moves), (12 * number + 6, slips)], rows[1], INDEPENDENT_SHARE * rows[2])
         slipped = np.array([_away(slip, pivot) for slip, pivot in zip(self.slips, self.pivots, strict=True)])
         for axis, precision in enumerate(self.precisions):
             columns = np.arange(6 + axis, size, 12)
             normal[np.ix_(columns, columns)] += precision
             right[columns] -= precision @ slipped[:, axis]
-        for (a, b, trust), index in self.faces.items():
-            self._add_faces(add, a, b, trust, index, sd)
-        for columns in self.columns.breaks(self.poses) if self.columns else ():
-            self._add_columns(add, columns, sd)
-        for (a, b), index in (inside or {}).items():
-            points = self._faces(a, index)
-            distance, outward = self.bodies[b].way_out(transform_points(inverse(self.poses[b]), points))
-            outward = outward @ self.poses[b][:3, :3].T
-            blocks = [(12 * a, lever(points, self.centres[a], outward))]
-            blocks += [(12 * b, -lever(points, self.centres[b], outward))]
-            residual = np.minimum(distance + ALLOWED_MM / 2, 0)
-            add(blocks, residual, 1 / (PARTING_MM**2 * (1 + (residual / LEAK_MM) ** 2)))
         steady = np.concatenate([STEADY_MM, np.radians(STEADY_DEGREES)]) ** -2.0
         for number, (pose, laid, centre) in enumerate(zip(self.poses, self.laid, self.laid_centres, strict=True)):
             columns = np.arange(12 * number, 12 * number + 6)
@@ -239,26 +235,63 @@ class _State:
             self.slips[number] = turned_about(twist, self.pivots[number], slip) @ self.slips[number]
             self.centres[number] = self.centres[number] + shift
 
-    def _add_faces(self, add, a, b, trust, index, sd):
+    # Rows: [(first unknown, (n, 6) how the residuals change with it and the next)], residuals (n,), weights (n,). Those
+    # of a fragment are its shift and turn from 12 * number on, and those of its part of the prediction.
+
+    def _bone_rows(self, number, sd):
+        chosen, slip = self.chosen[number], self.slips[number]
+        points, back = self._points(number, chosen), inverse(slip)
+        here, normals = transform_points(back, points), self._normals(number, chosen) @ back[:3, :3].T
+        outward, residual, weight = rows_on_bone(self.bone, here, normals, min(sd, BONE_MM))
+        directions = outward @ slip[:3, :3].T
+        moves = lever(points, self.centres[number], directions)
+        slips = -lever(points, self.pivots[number], directions)
+        return [(12 * number, moves), (12 * number + 6, slips)], residual, INDEPENDENT_SHARE * weight
+
+    def _between(self, a, b, points, directions):
+        """Blocks of residuals that grow as a fragment goes along directions away from another."""
+        blocks = [(12 * a, lever(points, self.centres[a], directions))]
+        return [*blocks, (12 * b, -lever(points, self.centres[b], directions))]
+
+    def _face_rows(self, a, b, trust, index, sd):
         points = self._faces(a, index)
         directions, residual, weight = rows_on_neighbour(
             self.bodies[b], self.poses[b], points, self._normals(a, index), trust, sd
         )
-        blocks = [(12 * a, lever(points, self.centres[a], directions))]
-        blocks += [(12 * b, -lever(points, self.centres[b], directions))]
-        add(blocks, residual, trust * FACE_INFORMATION * weight / max(weight.sum(), LEAST_MATCHED / sd**2))
+        information = trust * FACE_INFORMATION * weight / max(weight.sum(), LEAST_MATCHED / sd**2)
+        return self._between(a, b, points, directions), residual, information
 
-    def _add_columns(self, add, columns, sd):
+    def _column_rows(self, columns, sd):
         residual = columns.missing_mm - LOST_MM
         expected = np.where(residual > 0, MISSING_SD_MM, DOUBLE_SD_MM) * max(sd, 1.0)
         weight = 1 / (1 + (residual / expected) ** 2) ** 2
         # Where bone crumbled away on one side, its columns would tilt a fragment: only how far it has to go is asked.
         gap = weight @ residual / max(weight.sum(), 1e-12)
         place, up = columns.places.mean(0, keepdims=True), np.array([[0.0, 0.0, 1.0]])
-        blocks = [(12 * columns.upper, lever(place, self.centres[columns.upper], up))]
-        blocks += [(12 * columns.lower, -lever(place, self.centres[columns.lower], up))]
         information = COLUMN_INFORMATION if self._exact(columns) else ROUGH_COLUMN_INFORMATION
-        add(blocks, np.array([gap]), np.array([information * min(1.0, weight.sum() / FEWEST_COLUMNS)]))
+        information *= min(1.0, weight.sum() / FEWEST_COLUMNS)
+        return self._between(columns.upper, columns.lower, place, up), np.array([gap]), np.array([information])
+
+    def _shell_rows(self, number, in_columns):
+        shell = self.shell.beside(number, self.poses, self.slips[number])
+        if shell is None:
+            return None
+        residual = shell.excess + LOST_MM / 2 * np.linalg.norm(shell.slopes, axis=2).sum(0)
+        if in_columns:
+            residual = np.maximum(residual - SURELY_TWICE, 0)
+        twice = residual > 0
+        weight = 1 / (1 + (residual / np.where(twice, SHELL_TWICE_SD, SHELL_MISSING_SD)) ** 2) ** 2
+        weight *= np.where(twice, TWICE_WORTH, 1.0) * SHELL_INFORMATION / max((shell.slopes[number] ** 2).sum(), 1.0)
+        unturned = np.zeros_like(shell.places)
+        blocks = [(12 * n, np.concatenate([-slopes, unturned], 1)) for n, slopes in enumerate(shell.slopes)]
+        return blocks, residual, weight
+
+    def _parting_rows(self, a, b, index):
+        points = self._faces(a, index)
+        distance, outward = self.bodies[b].way_out(transform_points(inverse(self.poses[b]), points))
+        residual = np.minimum(distance + ALLOWED_MM / 2, 0)
+        weight = 1 / (PARTING_MM**2 * (1 + (residual / LEAK_MM) ** 2))
+        return self._between(a, b, points, outward @ self.poses[b][:3, :3].T), residual, weight
 
 
 def _away(motion, pivot):

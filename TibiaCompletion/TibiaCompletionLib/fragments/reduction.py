@@ -68,7 +68,7 @@ def reduce(target, surfaces, motions=(), edges=None, amounts=None, intervals=Non
             `shapecompletion.Completion` knows of the visible pieces.
         edges: list of `FragmentEdges` of the surfaces in the CT, from `edges.fragment_edges`; None: the surfaces are
             exact.
-        amounts: list of the fragments' bone in the CT, from `columns.bone_amounts`; None: not known.
+        amounts: list of the fragments' bone in the CT, from `amounts.bone_amounts`; None: not known.
         intervals: {measurement: half width of its 95 % interval} of the target, see `joint.joined`; None: not known.
         report: called with the fraction done.
 
