@@ -6,14 +6,12 @@ import numpy as np
 from tibiae import pose, random_tibiae, tibia_prior
 
 from BoneReconstructionLib.frames import MIRROR
-from BoneReconstructionLib.meshing import decimate
 from BoneReconstructionLib.surfaces import Surface, transformed
 from BoneReconstructionLib.virtualfractures import displaced_surfaces, draw_fracture
 from TibiaCompletionLib.fragments.reduction import reduce
 from TibiaCompletionLib.fragments.target import make_target
 
 SEED = 3
-FACES = 12000
 PLACE = pose((8, -5, 20), (95.0, 20.0, -600.0))
 
 
@@ -35,7 +33,7 @@ def fragments(kind, side="right"):
     """Surfaces of the displaced fragments, RAS mm; those of the left tibia are the mirror images."""
     if side == "left":
         return [transformed(surface, MIRROR) for surface in fragments(kind)]
-    return [decimate(surface, FACES)[0] for surface in displaced_surfaces(healthy(), fracture(kind))]
+    return displaced_surfaces(healthy(), fracture(kind))
 
 
 @cache

@@ -33,7 +33,7 @@ FACE_POINTS = 1000
 # prediction itself tells its torsion's error, this counts, and its length's, which may all lie in one gap of a shaft.
 # Fragments on the same side of the first share so much of the errors.
 PREDICTION_MM, PREDICTION_DEGREES = (0.7, 0.7, 4.0), (0.7, 0.7, 2.0)
-FLOOR, REACH_MM = 0.7, 100.0
+FLOOR, REACH_MM = 0.35, 100.0
 SHARED = np.array([0.0, 0.0, 0.9, 0.0, 0.0, 0.9])
 # Faces farther apart than predictions err and this much are not taken to have been one.
 FACE_REACH_MM, FACE_REACH_SD = 1.5, 2.5
