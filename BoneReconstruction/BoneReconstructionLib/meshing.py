@@ -14,7 +14,6 @@ from vtkmodules.vtkFiltersCore import (
 )
 from vtkmodules.vtkFiltersGeneral import vtkClipClosedSurface
 
-from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.surfaces import Surface, transformed, volume_mm3
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop
 
@@ -113,28 +112,23 @@ def smooth(surface: Surface, iterations: int = 20, pass_band: float = 0.1) -> Su
     return Surface(vtk_to_numpy(points.GetData()).astype(np.float64), surface.faces)
 
 
-def decimate(surface: Surface, target_faces: int) -> tuple[Surface, float]:
-    """Takes out faces by quadric error and measures what that cost.
+def decimate(surface: Surface, target_faces: int) -> Surface:
+    """Takes out faces by quadric error.
 
     Args:
         surface: The surface.
         target_faces: Number of faces to come down to.
 
     Returns:
-        The decimated surface, and the largest distance in mm between the two: from the vertices of either to the
-        other's triangles.
+        The decimated surface; the surface itself if it has no more faces than that.
     """
     if target_faces >= len(surface.faces):
-        return surface, 0.0
+        return surface
     decimation = vtkQuadricDecimation()
     decimation.SetInputData(to_polydata(surface))
     decimation.SetTargetReduction(1 - target_faces / len(surface.faces))
     decimation.Update()
-    decimated = from_polydata(decimation.GetOutput())
-    error_mm = max(
-        float(closest_points(a.vertices, b)[1].max()) for a, b in ((surface, decimated), (decimated, surface))
-    )
-    return decimated, error_mm
+    return from_polydata(decimation.GetOutput())
 
 
 def cut_off(surface: Surface, origin: np.ndarray, inwards: np.ndarray) -> Surface:

@@ -52,7 +52,7 @@ def bone(spacing_mm: float, seed: int) -> Surface:
 def irregular(surface: Surface, faces: int) -> Surface:
     """Decimated while squeezed along its axis, so that its triangles are long, thin and of many sizes."""
     squeeze = np.diag([1.0, 1.0, 0.1, 1.0])
-    return transformed(decimate(transformed(surface, squeeze), faces)[0], np.linalg.inv(squeeze))
+    return transformed(decimate(transformed(surface, squeeze), faces), np.linalg.inv(squeeze))
 
 
 def by_vtk(surface: Surface, other: Surface) -> tuple[float, np.ndarray]:
@@ -87,8 +87,8 @@ def main() -> int:
     first, second = bone(0.568, 1), bone(0.568, 2)
     pairs = {
         "dense to dense": (first, second),
-        "dense to coarse": (first, decimate(second, 4000)[0]),
-        "coarse to dense": (decimate(first, 4000)[0], second),
+        "dense to coarse": (first, decimate(second, 4000)),
+        "coarse to dense": (decimate(first, 4000), second),
         "dense to irregular": (first, irregular(second, 40000)),
     }
     print(

@@ -1,4 +1,4 @@
-"""The shell across a break: an egg of cortex with a piece broken out, and what is missing beside the piece or there twice."""
+"""The shell across a break: an egg with a piece broken out, and what of its cortex is missing or there twice."""
 
 import numpy as np
 import pytest
@@ -113,6 +113,12 @@ def test_the_shell_moves_with_the_target(balance):
 
 def test_a_piece_far_from_all_others_meets_none(balance):
     assert balance.beside(1, poses((90.0, 0.0, 0.0)), np.eye(4)) is None
+
+
+def test_a_piece_without_bone_in_the_ct_meets_none(egg):
+    bone, (rest, _) = egg
+    balance = ShellBalance(bone, [rest.bone, (np.zeros((0, 3)), np.zeros(0))])
+    assert balance.beside(1, poses(), np.eye(4)) is None and balance.beside(0, poses(), np.eye(4)) is None
 
 
 def test_a_piece_with_dark_faces_finds_its_hole_by_the_shell_alone(egg):

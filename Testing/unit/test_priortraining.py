@@ -89,7 +89,7 @@ def test_modes_are_the_principal_components_with_their_spread():
 
 
 def test_people_are_carried_to_an_even_template():
-    coarse = decimate(Surface(tibia_prior().mean, tibia_prior().faces), 1500)[0]
+    coarse = decimate(Surface(tibia_prior().mean, tibia_prior().faces), 1500)
     nearest = closest_points(coarse.vertices, Surface(tibia_prior().mean, tibia_prior().faces))[2]
     corner = tibia_prior().faces[nearest, 0]
     bones = random_tibiae(40, 2)[:, corner]
@@ -150,7 +150,7 @@ def people_of(bone, count):
     """(coarse mesh's faces, (count, n, 3) right bones) of synthetic people, from the bundled prior."""
     prior = load_prior("tibia-prior", bone)
     mean = Surface(prior.mean, prior.faces)
-    coarse = decimate(mean, 1600)[0]
+    coarse = decimate(mean, 1600)
     corner = prior.faces[closest_points(coarse.vertices, mean)[2], 0]
     weights = np.random.default_rng(7).standard_normal((count, len(prior.modes)))
     shapes = prior.mean[corner] + np.tensordot(weights, prior.modes[:, corner], 1)

@@ -242,24 +242,21 @@ def test_smoothing_far_from_the_origin_is_as_exact_as_near_it():
     np.testing.assert_allclose(smooth(far).vertices - (400, -900, 1500), smooth(near).vertices, atol=1e-3)
 
 
-def test_decimation_reaches_its_target_and_tells_its_error():
+def test_decimation_reaches_its_target_near_the_surface():
     sphere = sphere_surface(BALL.radius, BALL.centre)
-    decimated, error = decimate(sphere, 800)
+    decimated = decimate(sphere, 800)
     assert len(decimated.faces) <= 820
     assert is_closed(decimated)
     assert volume_mm3(decimated) == pytest.approx(volume_mm3(sphere), rel=0.01)
     implicit = vtkImplicitPolyDataDistance()
     implicit.SetInput(to_polydata(decimated))
     measured = max(abs(implicit.EvaluateFunction(vertex)) for vertex in sphere.vertices)
-    assert error >= measured - 1e-3
-    assert error == pytest.approx(measured, rel=0.5)
-    assert 0.05 < error < 0.6
+    assert 0.05 < measured < 0.6
 
 
 def test_decimation_to_more_faces_than_there_are_changes_nothing():
     sphere = sphere_surface(subdivisions=2)
-    decimated, error = decimate(sphere, 10_000)
-    assert error == 0
+    decimated = decimate(sphere, 10_000)
     np.testing.assert_array_equal(decimated.faces, sphere.faces)
 
 

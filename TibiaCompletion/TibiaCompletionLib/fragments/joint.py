@@ -49,10 +49,9 @@ MOSTLY_SHOWN, FEWEST_DENSE, LEAST_MATCHED = 0.5, 30, 5.0
 # same way; fewer columns than that tell less.
 LOST_MM, MISSING_SD_MM, DOUBLE_SD_MM = 0.3, 1.5, 3.0
 COLUMN_INFORMATION, ROUGH_COLUMN_INFORMATION, FEWEST_COLUMNS = 2.0, 30.0, 8.0
-# The shell beside a fragment is asked once it is nearly there, and of the fragment's shift alone: where bone crumbled
-# away on one side it would turn the fragment. It tells as much as it errs on virtual people, where it is missing, as
-# some may have crumbled away, less than where it is there twice, and errs by so much of what is usual. Where columns tell
-# what is missing, only more than can be an error is taken to be there twice.
+# The shell beside a fragment is asked once the fragment is nearly there, and for its shift alone: bone that crumbled
+# away on one side would turn it. What is missing may have crumbled away, but nothing is there twice, so that this tells
+# more; both err by so much of what is usual. Where columns tell what is missing, only what is surely there twice counts.
 SHELL_FROM_MM, SHELL_INFORMATION, TWICE_WORTH = 2.5, 3.0, 4.0
 SHELL_MISSING_SD, SHELL_TWICE_SD, SURELY_TWICE = 0.5, 1.0, 0.25
 # What no row holds stays where it was laid, along and about the bone less than across it: standard deviations.

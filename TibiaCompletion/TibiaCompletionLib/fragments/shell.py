@@ -102,10 +102,11 @@ class _Field:
     def __init__(self, points, amounts):
         self._points = points
         margin = 4 * SMOOTHING_MM
-        self._low = points.min(0) - margin
+        low, high = (points.min(0), points.max(0)) if len(points) else np.zeros((2, 3))
+        self._low = low - margin
         place = (points - self._low) / GRID_MM
         below = np.floor(place).astype(int)
-        shape = np.ceil((np.ptp(points, axis=0) + 2 * margin) / GRID_MM).astype(int) + 2
+        shape = np.ceil((high - low + 2 * margin) / GRID_MM).astype(int) + 2
         grid = np.zeros(np.prod(shape))
         for corner in np.ndindex(2, 2, 2):
             part = np.where(corner, place - below, 1 - place + below).prod(1) * amounts

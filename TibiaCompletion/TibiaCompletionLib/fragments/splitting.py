@@ -96,7 +96,7 @@ def fragment_surface(mask):
         core = _distance_to(~solid, mask.spacing) > SPUR_MM
         solid &= _distance_to(core, mask.spacing) <= SPUR_MM
     thick = solid[1:-1, 1:-1, 1:-1]
-    return decimate(mask_surface(Volume(thick, box.ijk_to_ras)), MOST_FACES)[0]
+    return decimate(mask_surface(Volume(thick, box.ijk_to_ras)), MOST_FACES)
 
 
 def _distance_to(mask, spacing):
