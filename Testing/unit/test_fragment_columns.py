@@ -66,7 +66,7 @@ def broken(request):
 
 def balance_of(ct, masks, tube_from_ras):
     """The `ColumnBalance` of parts in a CT, in the tube's frame."""
-    amounts = [(transform_points(tube_from_ras, points), amount) for points, amount in bone_amounts(masks, ct)]
+    amounts = [bone.transformed(tube_from_ras) for bone in bone_amounts(masks, ct)]
     angle, height = (grid.ravel() for grid in np.meshgrid(np.arange(0, 2 * np.pi, 0.2), np.arange(0, LENGTH_MM + 1, 2)))
     vertices = np.stack([OUTER_MM * np.cos(angle), OUTER_MM * np.sin(angle), height], 1)
     return ColumnBalance(Surface(vertices, np.zeros((0, 3), dtype=int)), amounts)
@@ -103,7 +103,7 @@ def test_what_is_drawn_apart_misses_as_much_and_what_is_pushed_together_is_there
 
 def test_all_bone_counts_once(broken):
     ct, masks, _ = broken
-    total = sum(amount.sum() for _, amount in bone_amounts(masks, ct))
+    total = sum(bone.amounts.sum() for bone in bone_amounts(masks, ct))
     bright = ct.array - MUSCLE_HU
     near = ndimage.binary_dilation(masks[0].array | masks[1].array, iterations=2)
     assert total == pytest.approx(bright[near & (bright > 150)].sum() * np.prod(ct.spacing), rel=0.02)

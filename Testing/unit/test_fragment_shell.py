@@ -9,7 +9,7 @@ from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.surfaces import transformed
 from BoneReconstructionLib.volumes import Volume
-from TibiaCompletionLib.fragments.amounts import bone_amounts
+from TibiaCompletionLib.fragments.amounts import BoneAmounts, bone_amounts
 from TibiaCompletionLib.fragments.bodies import Body
 from TibiaCompletionLib.fragments.edges import SPARSE_TRUST, FragmentEdges
 from TibiaCompletionLib.fragments.joint import joined
@@ -59,10 +59,10 @@ def egg(request):
     masks = [Volume(part, ijk_to_ras) for part in parts]
     bone = Body(transformed(fragment_surface(Volume(at_place > 0, ijk_to_ras)), egg_from_ras))
     bodies = []
-    for mask, (places, amounts) in zip(masks, bone_amounts(masks, ct), strict=True):
+    for mask, amounts in zip(masks, bone_amounts(masks, ct), strict=True):
         surface = transformed(fragment_surface(mask), egg_from_ras)
         dark = FragmentEdges(surface.vertices, surface.vertices, np.full(len(surface.vertices), SPARSE_TRUST))
-        bodies.append(Body(surface, dark, (transform_points(egg_from_ras, places), amounts)))
+        bodies.append(Body(surface, dark, amounts.transformed(egg_from_ras)))
     return bone, bodies
 
 
@@ -117,7 +117,7 @@ def test_a_piece_far_from_all_others_meets_none(balance):
 
 def test_a_piece_without_bone_in_the_ct_meets_none(egg):
     bone, (rest, _) = egg
-    balance = ShellBalance(bone, [rest.bone, (np.zeros((0, 3)), np.zeros(0))])
+    balance = ShellBalance(bone, [rest.bone, BoneAmounts(np.zeros((0, 3)), np.zeros(0))])
     assert balance.beside(1, poses(), np.eye(4)) is None and balance.beside(0, poses(), np.eye(4)) is None
 
 

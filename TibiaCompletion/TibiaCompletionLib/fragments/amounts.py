@@ -1,5 +1,7 @@
 """How much bone each fragment has in a CT, however it was segmented: neither blur nor a rough mask makes bone."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -13,6 +15,23 @@ SOFT_HU, LEAST_HU, SKIRT_MM = 60.0, 150.0, 2.5
 BLOCK_MM = 1.4
 
 
+@dataclass(frozen=True, eq=False)
+class BoneAmounts:
+    """A fragment's bone.
+
+    Attributes:
+        points: (n, 3) where there is some, mm; none where a fragment is as dark as soft tissue.
+        amounts: (n,) how much, HU * mm^3 above soft tissue.
+    """
+
+    points: np.ndarray
+    amounts: np.ndarray
+
+    def transformed(self, matrix):
+        """The same in another frame."""
+        return BoneAmounts(transform_points(matrix, self.points), self.amounts)
+
+
 def bone_amounts(masks, ct):
     """The bone of each fragment in a CT, that beside its mask included.
 
@@ -21,7 +40,7 @@ def bone_amounts(masks, ct):
         ct: volume in HU.
 
     Returns:
-        list of ((n, 3) points in RAS mm, (n,) amounts in HU * mm^3 above soft tissue), one for each fragment.
+        list of BoneAmounts, RAS, one for each fragment.
     """
     corners = [_corners(mask, ct) for mask in masks]
     margin = np.ceil(SKIRT_MM / ct.spacing[::-1]).astype(int) + 1
@@ -52,11 +71,11 @@ def _corners(mask, ct):
 
 
 def _in_blocks(kji, amount, ct):
-    """(centres of mass (m, 3) in RAS mm, sums (m,)) of blocks of voxels."""
+    """`BoneAmounts` of blocks of voxels (n, 3): their centres of mass, RAS, and sums."""
     block = np.maximum(np.rint(BLOCK_MM / ct.spacing[::-1]), 1).astype(int)
     shape = np.array(ct.shape) // block + 1
     number = np.ravel_multi_index(tuple((kji // block).T), shape)
     total = np.bincount(number, amount)
     filled = np.flatnonzero(total)
     middle = np.stack([np.bincount(number, amount * axis)[filled] / total[filled] for axis in kji.T[::-1]], 1)
-    return transform_points(ct.ijk_to_ras, middle), total[filled]
+    return BoneAmounts(transform_points(ct.ijk_to_ras, middle), total[filled])

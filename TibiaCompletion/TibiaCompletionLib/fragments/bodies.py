@@ -23,7 +23,7 @@ class Body:
     Args:
         surface: closed, faces outward, mm.
         edges: `FragmentEdges` of its vertices in the same frame; None: the surface is exact.
-        bone: (points, amounts) in the same frame, see `amounts.bone_amounts`; None: not known.
+        bone: its `BoneAmounts` in the same frame; None: not known.
 
     Attributes:
         exact: whether the surface lies where the bone's does.

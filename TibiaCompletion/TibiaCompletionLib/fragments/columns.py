@@ -45,7 +45,7 @@ class ColumnBalance:
 
     Args:
         bone: Surface of the healthy bone, +z along it, mm.
-        amounts: from `amounts.bone_amounts`, in the same frame.
+        amounts: `BoneAmounts` of the fragments in the same frame.
     """
 
     def __init__(self, bone, amounts):
@@ -95,8 +95,8 @@ class ColumnBalance:
         size = SECTORS * self._count
         profiles = np.zeros((len(poses), size))
         x, y = np.zeros(size), np.zeros(size)
-        for number, ((points, amount), pose) in enumerate(zip(self._amounts, poses, strict=True)):
-            points = transform_points(pose, points)
+        for number, (bone, pose) in enumerate(zip(self._amounts, poses, strict=True)):
+            points, amount = transform_points(pose, bone.points), bone.amounts
             away = [points[:, k] - np.interp(points[:, 2], self._heights, self._middles[:, k]) for k in (0, 1)]
             sector = np.floor((np.arctan2(away[1], away[0]) / (2 * np.pi) + 0.5) * SECTORS).astype(int) % SECTORS
             height = (points[:, 2] - self._low) / STEP_MM

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.frames import transform_points
 from BoneReconstructionLib.surfaces import Surface, transformed, volume_mm3
 from TibiaCompletionLib.fragments.bodies import Body
 from TibiaCompletionLib.fragments.fitting import misfit, place
@@ -80,7 +79,7 @@ def reduce(target, surfaces, motions=(), edges=None, amounts=None, intervals=Non
     """
     axes, unknown = target.axes_from_ras, [None] * len(surfaces)
     bodies = [
-        Body(transformed(surface, axes), edge and edge.transformed(axes), bone and (transform_points(axes, bone[0]), bone[1]))
+        Body(transformed(surface, axes), edge and edge.transformed(axes), bone and bone.transformed(axes))
         for surface, edge, bone in zip(surfaces, edges or unknown, amounts or unknown, strict=True)
     ]
     order = np.argsort([-volume_mm3(body.surface) for body in bodies], kind="stable")

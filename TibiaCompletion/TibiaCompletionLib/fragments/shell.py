@@ -50,12 +50,12 @@ class ShellBalance:
 
     Args:
         bone: `Body` of the healthy bone.
-        amounts: of the fragments, from `amounts.bone_amounts`, in the same frame.
+        amounts: `BoneAmounts` of the fragments in the same frame.
     """
 
     def __init__(self, bone, amounts):
         self._places, self._normals = bone.surface.vertices, bone.normals
-        self._fields = [_Field(*amount) for amount in amounts]
+        self._fields = [_Field(amount.points, amount.amounts) for amount in amounts]
 
     def beside(self, number, poses, slip):
         """The shell where a fragment meets others.
