@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from BoneReconstructionLib.surfaces import Surface
+from BoneReconstructionLib.surfaces import Surface, joined
 from BoneReconstructionLib.volumes import Volume
 
 
@@ -78,7 +78,12 @@ def covering_grid(matrix: np.ndarray, margin_mm: float = 5.0, solid: Solid = ASY
         for part in solid.parts
         for signs in np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
     ]
-    ijk = np.array(corners) @ np.linalg.inv(matrix[:3, :3]).T
+    return grid_around(np.array(corners), matrix, margin_mm)
+
+
+def grid_around(points: np.ndarray, matrix: np.ndarray, margin_mm: float = 0.0):
+    """The same around points (n, 3), RAS mm."""
+    ijk = points @ np.linalg.inv(matrix[:3, :3]).T
     margin = margin_mm / np.linalg.norm(matrix[:3, :3], axis=0)
     lower, upper = ijk.min(axis=0) - margin, ijk.max(axis=0) + margin
     placed = matrix.copy()
@@ -135,20 +140,11 @@ def box_surface(centre=(26.0, -20.0, 200.0), half=(3.5, 6.5, 2.5)) -> Surface:
     return Surface(corners * half + np.asarray(centre, dtype=float), np.array(faces, dtype=np.int64))
 
 
-def joined(*surfaces: Surface) -> Surface:
-    """Several surfaces as one."""
-    starts = np.cumsum([0, *(len(surface.vertices) for surface in surfaces)])
-    return Surface(
-        np.vstack([surface.vertices for surface in surfaces]),
-        np.vstack([surface.faces + start for surface, start in zip(surfaces, starts, strict=False)]),
-    )
-
-
 def solid_surface(solid: Solid = ASYMMETRIC_SOLID) -> Surface:
     """The solid's parts as closed surfaces, balls within 0.01 mm."""
     return joined(
-        *(
+        [
             sphere_surface(part.radius, part.centre) if isinstance(part, Ball) else box_surface(part.centre, part.half)
             for part in solid.parts
-        )
+        ]
     )

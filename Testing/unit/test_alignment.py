@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from phantoms import joined, solid_mask, sphere_surface
+from phantoms import solid_mask, sphere_surface
 from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.alignment import align_rigid, rigid_from_points
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.surfaces import Surface, joined, transformed
 from BoneReconstructionLib.volumes import Volume
 
 MIRROR = np.diag([-1.0, 1, 1, 1])
@@ -83,7 +83,7 @@ def test_a_longer_bone_is_moved_and_not_scaled():
 def test_a_displaced_lump_does_not_pull_the_rest():
     truth = pose((10, -5, 20), (15, 8, -12))
     lump = sphere_surface(6.0, (22.0, 12.0, 40.0), subdivisions=3)
-    found = align_rigid(bone(), transformed(joined(bone(), lump), truth))
+    found = align_rigid(bone(), transformed(joined((bone(), lump)), truth))
     np.testing.assert_allclose(found.fixed_from_moving, truth, atol=0.05)
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from phantoms import joined
 from scipy.spatial import ConvexHull, Delaunay
 
 from BoneReconstructionLib.distances import (
@@ -13,7 +12,7 @@ from BoneReconstructionLib.distances import (
     surface_distances,
 )
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.surfaces import Surface
+from BoneReconstructionLib.surfaces import Surface, joined
 
 
 def box(size=(10.0, 20.0, 30.0), centre=(0.0, 0.0, 0.0)):
@@ -75,7 +74,7 @@ def slivers(rng):
 def mixed_sizes(rng):
     """A finely meshed sphere beside a box of twelve triangles."""
     fine, coarse = sphere(8, 2000), box((80, 90, 100), (60, 0, 0))
-    return joined(fine, coarse)
+    return joined((fine, coarse))
 
 
 SURFACES = {

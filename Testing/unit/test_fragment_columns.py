@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from phantoms import frame, voxel_centres
+from phantoms import frame, grid_around, voxel_centres
 from scipy import ndimage
 
 from BoneReconstructionLib.frames import transform_points
@@ -43,12 +43,10 @@ def moved():
 @pytest.fixture(scope="module", params=["", "i"])
 def broken(request):
     """(CT, rough masks of both parts, (4, 4) tube from RAS) on an oblique grid, right- and left-handed."""
-    ijk_to_ras = frame(SPACING, flipped_axes=request.param)
     tube_from_ras = np.linalg.inv(frame((1.0, 1.0, 1.0), (5, 8, -30)))
     corners = np.array(np.meshgrid([-30.0, 30], [-30.0, 30], [-8.0, LENGTH_MM + 20])).reshape(3, -1).T
-    place = transform_points(np.linalg.inv(tube_from_ras @ ijk_to_ras), corners)
-    ijk_to_ras[:3, 3] = transform_points(ijk_to_ras, place.min(0)[None])[0]
-    shape = tuple(np.ceil(np.ptp(place, axis=0)).astype(int)[::-1])
+    corners = transform_points(np.linalg.inv(tube_from_ras), corners)
+    shape, ijk_to_ras = grid_around(corners, frame(SPACING, flipped_axes=request.param))
     points = transform_points(tube_from_ras, voxel_centres(shape, ijk_to_ras).reshape(-1, 3)).reshape(*shape, 3)
     image, masks = np.full(shape, MUSCLE_HU), []
     for part, motion in enumerate((np.eye(4), moved())):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from phantoms import frame, voxel_centres
+from phantoms import frame, grid_around, voxel_centres
 from scipy import ndimage
 
 from BoneReconstructionLib.alignment import turned_about
@@ -38,12 +38,10 @@ def is_piece(points, margin_mm=0.0):
 @pytest.fixture(scope="module", params=["", "i"])
 def egg(request):
     """(`Body` of the whole egg, list of `Body` of rest and piece with their bone), on an oblique grid, both hands."""
-    ijk_to_ras = frame(SPACING, flipped_axes=request.param)
     egg_from_ras = np.linalg.inv(frame((1.0, 1.0, 1.0), (5, 8, -30)))
     corners = np.array(np.meshgrid([-34.0, 54], [-48.0, 42], [-53.0, 53])).reshape(3, -1).T
-    place = transform_points(np.linalg.inv(egg_from_ras @ ijk_to_ras), corners)
-    ijk_to_ras[:3, 3] = transform_points(ijk_to_ras, place.min(0)[None])[0]
-    shape = tuple(np.ceil(np.ptp(place, axis=0)).astype(int)[::-1])
+    corners = transform_points(np.linalg.inv(egg_from_ras), corners)
+    shape, ijk_to_ras = grid_around(corners, frame(SPACING, flipped_axes=request.param))
     points = transform_points(egg_from_ras, voxel_centres(shape, ijk_to_ras).reshape(-1, 3)).reshape(*shape, 3)
     home = transform_points(np.linalg.inv(AWAY), points.reshape(-1, 3)).reshape(points.shape)
     at_place, at_home = depth(points), depth(home)

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from phantoms import box_surface, joined, sphere_surface
+from phantoms import box_surface, sphere_surface
 from xrayphantoms import MIDDLE, TURN, VIEWS, TurnedBox, analytic_image
 
 from BoneReconstructionLib import meshthickness
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.meshraster import add_depths
 from BoneReconstructionLib.meshthickness import thickness_image
-from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.surfaces import Surface, joined, transformed
 from BoneReconstructionLib.xraygeometry import XrayGeometry
 
 BY = {"numba": add_depths, "numpy": meshthickness._add_depths}
@@ -58,7 +58,7 @@ def test_rays_through_edges_and_vertices_count_once(either):
 
 def test_both_ways_give_the_same_image():
     surface, _ = turned_box()
-    bones = joined(surface, sphere_surface(12.0, (22.0, -30.0, 190.0), 4))
+    bones = joined((surface, sphere_surface(12.0, (22.0, -30.0, 190.0), 4)))
     for geometry in VIEWS.values():
         images = []
         for adder in BY.values():

@@ -12,7 +12,6 @@ from phantoms import (
     centroid_ras,
     covering_grid,
     frame,
-    joined,
     solid_ct,
     solid_mask,
     solid_surface,
@@ -42,6 +41,7 @@ from BoneReconstructionLib.surfaces import (
     Surface,
     area_mm2,
     is_closed,
+    joined,
     largest_component,
     transformed,
     vertex_normals,
@@ -203,7 +203,7 @@ def test_voxelizing_agrees_with_vtk():
 
 def test_parts_that_overlap_are_voxelized_once():
     parts = sphere_surface(8, (12, 15, 15)), sphere_surface(7, (20, 14, 16))
-    both = voxelize(joined(*parts), (30, 30, 40), np.eye(4)).array
+    both = voxelize(joined(parts), (30, 30, 40), np.eye(4)).array
     np.testing.assert_array_equal(
         both, np.any([voxelize(part, (30, 30, 40), np.eye(4)).array for part in parts], axis=0)
     )
@@ -404,7 +404,7 @@ def test_a_mirrored_surface_still_looks_outward():
 
 
 def test_the_largest_component_is_that_of_the_largest_area_not_of_the_most_faces():
-    surface = joined(sphere_surface(3, (0, 0, 0), 4), sphere_surface(10, (50, 0, 0), 2), box_surface((-30, 0, 0)))
+    surface = joined((sphere_surface(3, (0, 0, 0), 4), sphere_surface(10, (50, 0, 0), 2), box_surface((-30, 0, 0))))
     largest = largest_component(surface)
     np.testing.assert_allclose(largest.vertices.mean(axis=0), (50, 0, 0), atol=1e-9)
     assert is_closed(largest)

@@ -45,6 +45,11 @@ LARGEST_TURN = 0.3  # radians in one step
 STEADINESS = 1e-3
 
 
+def robust(residual, sd):
+    """Weight 0 to 1 of residuals of which most err by a standard deviation and some by anything."""
+    return 1 / (1 + (residual / sd) ** 2) ** 2
+
+
 def rows_on_bone(bone, points, normals, sd):
     """Residuals of a fragment's points against the healthy bone.
 
@@ -58,7 +63,7 @@ def rows_on_bone(bone, points, normals, sd):
     """
     distance, outward = bone.nearest(points, sd < EXACT_BELOW_MM)
     agree = (normals * outward).sum(1) > AGREEMENT
-    weight = np.where(agree, 1 / (1 + (distance / sd) ** 2) ** 2, 0.0)
+    weight = np.where(agree, robust(distance, sd), 0.0)
     weight = np.where(~agree & (distance > 0), 1 / (1 + (distance / (3 * sd)) ** 2), weight)
     return outward, distance, weight / sd**2
 
@@ -76,7 +81,7 @@ def rows_on_neighbour(body, pose, points, normals, trust, sd):
     against = (normals * outward).sum(1) < -AGREEMENT
     apart = distance - FACES_APART_MM
     residual = np.where(against, apart, np.minimum(apart, 0.0))
-    weight = np.where(against, 1 / (1 + (residual / sd) ** 2) ** 2, 0.0)
+    weight = np.where(against, robust(residual, sd), 0.0)
     inside = (apart < 0) & (apart > -DEEPEST_MM)
     weight = np.where(inside, np.maximum(weight, 1 / (1 + (residual / (3 * sd)) ** 2)), weight)
     return outward, residual, trust * weight / sd**2
@@ -162,16 +167,16 @@ def place(bone, neighbours, body, motions):
         far = min(_travel(pose, motion, centre) for motion in motions) if neighbours else 0.0
         return misfit(bone, neighbours, body, chosen, pose, exact) + MOTION_COST * far
 
-    def best_of(poses, chosen, count):
-        return _different(sorted(poses, key=lambda pose: cost(pose, chosen, False)))[:count]
+    def best_of(poses, count):
+        return _different(sorted(poses, key=lambda pose: cost(pose, few, False)))[:count]
 
     elongated = _elongated(body)
     steps = SEARCH_MM if elongated else SMALL_SEARCH_MM
     starts = _starts(bone, body, motions, elongated)
     found = together(partial(settled, bone, neighbours, body, few, start, steps[:LOOK_STEPS]) for start in starts)
-    found = best_of(found, few, PROMISING_POSES)
+    found = best_of(found, PROMISING_POSES)
     found = together(partial(settled, bone, neighbours, body, few, pose, steps[LOOK_STEPS:]) for pose in found)
-    best = best_of(found, few, FITTED_POSES)
+    best = best_of(found, FITTED_POSES)
     fitted = together(partial(settled, bone, neighbours, body, many, pose, FIT_MM) for pose in best)
     return min(fitted, key=lambda pose: cost(pose, many, True))
 

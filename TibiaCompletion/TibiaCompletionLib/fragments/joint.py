@@ -20,7 +20,7 @@ from BoneReconstructionLib.threads import together
 from TibiaCompletionLib.fragments.bodies import inverse, near
 from TibiaCompletionLib.fragments.columns import ColumnBalance
 from TibiaCompletionLib.fragments.edges import SPARSE_TRUST, STEP_TRUST
-from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, rows_on_bone, rows_on_neighbour
+from TibiaCompletionLib.fragments.fitting import FIT_POINTS, lever, robust, rows_on_bone, rows_on_neighbour
 from TibiaCompletionLib.fragments.shell import ShellBalance
 
 # Standard deviations of the distances in each step, mm; the first lets faces find each other across a gap.
@@ -263,7 +263,7 @@ class _State:
     def _column_rows(self, columns, sd):
         residual = columns.missing_mm - LOST_MM
         expected = np.where(residual > 0, MISSING_SD_MM, DOUBLE_SD_MM) * max(sd, 1.0)
-        weight = 1 / (1 + (residual / expected) ** 2) ** 2
+        weight = robust(residual, expected)
         # Where bone crumbled away on one side, its columns would tilt a fragment: only how far it has to go is asked.
         gap = weight @ residual / max(weight.sum(), 1e-12)
         place, up = columns.places.mean(0, keepdims=True), np.array([[0.0, 0.0, 1.0]])
@@ -279,7 +279,7 @@ class _State:
         if in_columns:
             residual = np.maximum(residual - SURELY_TWICE, 0)
         twice = residual > 0
-        weight = 1 / (1 + (residual / np.where(twice, SHELL_TWICE_SD, SHELL_MISSING_SD)) ** 2) ** 2
+        weight = robust(residual, np.where(twice, SHELL_TWICE_SD, SHELL_MISSING_SD))
         weight *= np.where(twice, TWICE_WORTH, 1.0) * SHELL_INFORMATION / max((shell.slopes[number] ** 2).sum(), 1.0)
         unturned = np.zeros_like(shell.places)
         blocks = [(12 * n, np.concatenate([-slopes, unturned], 1)) for n, slopes in enumerate(shell.slopes)]
