@@ -22,7 +22,7 @@ AVERAGINGS = 2
 OUTSIDE_HU = -1024.0  # of voxels that the scanner did not see
 NOISE_HU = 40.0
 ITERATIONS = 12
-CONVERGED = 0.999  # an edge whose cost falls less than this in a step has been found
+CONVERGED = 0.99  # an edge whose cost falls less than this in a step has been found
 # Density of the thinnest cortex relative to thick cortex; where the image is brighter, the cortex is denser.
 THIN = 0.7
 # Soft tissue outside and bone inside in HU, place in mm, log thickness in mm, log density relative to thick cortex.
@@ -86,8 +86,10 @@ def _profiles(ct, points, normals):
     """HU (n, s) at `STEPS` along the normals."""
     place = transform_points(ct.ras_to_ijk, points)[:, ::-1]
     along = (normals @ ct.ras_to_ijk[:3, :3].T)[:, ::-1]
-    image = np.nan_to_num(np.asarray(ct.array, dtype=np.float32), nan=OUTSIDE_HU)
-    columns = [ndimage.map_coordinates(image, (place + x * along).T, order=1, mode="nearest") for x in STEPS]
+    image = ct.array if ct.array.dtype.kind in "iu" else np.nan_to_num(ct.array, nan=OUTSIDE_HU)
+    columns = [
+        ndimage.map_coordinates(image, (place + x * along).T, np.float32, order=1, mode="nearest") for x in STEPS
+    ]
     return np.stack(columns, 1)
 
 

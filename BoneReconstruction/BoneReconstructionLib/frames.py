@@ -40,28 +40,31 @@ def rotation_about(axis, angle):
 
 
 def similarity_from_points(source, target, weights=None, scaled=True):
-    """Best similarity (or rigid motion) that takes corresponding points to each other, never a mirror image.
+    """Best similarities (or rigid motions) that take corresponding points to each other, never mirror images.
 
     Umeyama, IEEE TPAMI 13(4), 1991.
 
     Args:
-        source: (n, 3) points.
-        target: (n, 3) points in correspondence.
-        weights: (n,) non-negative; equal when None.
+        source: (..., n, 3) points.
+        target: (..., n, 3) points in correspondence.
+        weights: (..., n) non-negative; equal when None.
         scaled: False keeps the scale at 1.
 
     Returns:
-        (4, 4) matrix target_from_source.
+        (..., 4, 4) matrices target_from_source.
     """
-    weights = np.ones(len(source)) if weights is None else np.asarray(weights, dtype=float)
-    weights = weights / weights.sum()
-    source_centre, target_centre = weights @ source, weights @ target
-    covariance = ((source - source_centre) * weights[:, None]).T @ (target - target_centre)
+    weights = np.ones(source.shape[:-1]) if weights is None else np.asarray(weights, dtype=float)
+    weights = (weights / weights.sum(-1, keepdims=True))[..., None]
+    source_centre, target_centre = (weights * source).sum(-2), (weights * target).sum(-2)
+    arm = source - source_centre[..., None, :]
+    covariance = (weights * arm).swapaxes(-1, -2) @ (target - target_centre[..., None, :])
     u, singular, vt = np.linalg.svd(covariance)
-    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = ((u * signs) @ vt).T
-    scale = (singular * signs).sum() / (weights @ ((source - source_centre) ** 2).sum(1)) if scaled else 1.0
-    matrix = np.eye(4)
-    matrix[:3, :3] = scale * rotation
-    matrix[:3, 3] = target_centre - matrix[:3, :3] @ source_centre
+    signs = np.ones_like(singular)
+    signs[..., 2] = np.sign(np.linalg.det(u @ vt))
+    rotation = ((u * signs[..., None, :]) @ vt).swapaxes(-1, -2)
+    scale = (singular * signs).sum(-1) / (weights * arm**2).sum((-1, -2)) if scaled else np.ones(singular.shape[:-1])
+    matrix = np.zeros((*scale.shape, 4, 4))
+    matrix[..., :3, :3] = scale[..., None, None] * rotation
+    matrix[..., :3, 3] = target_centre - (matrix[..., :3, :3] @ source_centre[..., None])[..., 0]
+    matrix[..., 3, 3] = 1.0
     return matrix

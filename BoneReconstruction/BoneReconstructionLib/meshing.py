@@ -15,6 +15,7 @@ from vtkmodules.vtkFiltersCore import (
 from vtkmodules.vtkFiltersGeneral import vtkClipClosedSurface
 
 from BoneReconstructionLib.surfaces import Surface, transformed, volume_mm3
+from BoneReconstructionLib.threads import in_blocks
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop
 
 # `voxelize` rounds positions across its lines to this fraction of a voxel; 64-bit products then hold 200,000 voxels.
@@ -22,6 +23,9 @@ STEPS_PER_VOXEL = 4096
 
 # Bounds the memory that `voxelize` takes to about 300 MB however large the triangles are.
 COLUMNS_AT_ONCE = 1_000_000
+
+# Slices that are blurred at a time.
+LAYERS_AT_ONCE = 24
 
 # Standard deviation, in voxels, of the Gaussian that `mask_surface` smooths with where the caller gives none.
 MASK_SIGMA = 0.8
@@ -69,8 +73,6 @@ def mask_surface(mask: Volume, sigma_mm: float | None = None) -> Surface:
     Raises:
         InputError: The mask is empty.
     """
-    from scipy.ndimage import gaussian_filter
-
     sigma_kji = np.full(3, MASK_SIGMA) if sigma_mm is None else sigma_mm / mask.spacing[::-1]
     margin = np.ceil(4 * sigma_kji).astype(int) + 1
     lower, upper = bounding_box(mask.array)
@@ -78,7 +80,7 @@ def mask_surface(mask: Volume, sigma_mm: float | None = None) -> Surface:
     padded = np.pad(box.array, np.column_stack((margin, margin))).astype(np.float32)
     ijk_to_ras = box.ijk_to_ras.copy()
     ijk_to_ras[:3, 3] -= ijk_to_ras[:3, :3] @ margin[::-1]
-    smoothed = Volume(gaussian_filter(padded, sigma_kji, mode="constant"), ijk_to_ras)
+    smoothed = Volume(_blurred(padded, sigma_kji), ijk_to_ras)
 
     target = np.count_nonzero(box.array) * np.prod(mask.spacing)
     levels = np.array([0.5, 0.45]) * min(1.0, float(smoothed.array.max()))
@@ -86,6 +88,26 @@ def mask_surface(mask: Volume, sigma_mm: float | None = None) -> Surface:
     slope = (volumes[1] - volumes[0]) / (levels[1] - levels[0])
     level = levels[0] + (target - volumes[0]) / slope
     return isosurface(smoothed, float(np.clip(level, 0.6 * levels[0], 1.4 * levels[0])))
+
+
+def _blurred(array, sigma_kji):
+    """An array, zero around a bone, blurred by a Gaussian: layers by layers, since a slanting bone fills little of it."""
+    from scipy.ndimage import gaussian_filter
+
+    blurred, reach = np.zeros_like(array), np.ceil(4 * sigma_kji).astype(int)
+
+    def work(layers):
+        first = max(layers.start - reach[0], 0)
+        near = array[first : layers.stop + reach[0]]
+        if not near.any():
+            return
+        lower, upper = bounding_box(near > 0)
+        box = tuple(slice(max(low - by, 0), high + by) for low, high, by in zip(lower[1:], upper[1:], reach[1:]))
+        found = gaussian_filter(near[:, *box], sigma_kji, mode="constant")
+        blurred[layers, *box] = found[layers.start - first :][: layers.stop - layers.start]
+
+    in_blocks(work, len(array), LAYERS_AT_ONCE)
+    return blurred
 
 
 def smooth(surface: Surface, iterations: int = 20, pass_band: float = 0.1) -> Surface:

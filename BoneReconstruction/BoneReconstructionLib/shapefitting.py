@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg.blas import ssyrk
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -18,6 +19,7 @@ from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.frames import rotation_about, similarity_from_points, transform_points
 from BoneReconstructionLib.shapeprior import compact_smoothing
 from BoneReconstructionLib.surfaces import Surface, vertex_normals
+from BoneReconstructionLib.threads import together
 
 # Standard deviations of the distance between model and data, mm, from the first step of a fit to its last.
 FIT_NOISE_MM = (3.0, 2.0, 1.2, 0.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.3)
@@ -90,6 +92,49 @@ class VisibleSurface:
     def locator(self):
         """`SurfaceLocator` of the surface."""
         return SurfaceLocator(self.surface)
+
+    @cached_property
+    def _piece_trees(self):
+        """(indices of the vertices, their lowest and highest coordinates, kd-tree as `tree`) of each piece."""
+        points = _apart(self.surface.vertices, self.part)
+        own = [np.flatnonzero(self.piece == piece) for piece in range(self.pieces)]
+        return [(index, points[index].min(0), points[index].max(0), _tree(points[index])) for index in own]
+
+    def nearest(self, points, motions):
+        """Index (m,) of the vertex nearest to each point once each piece has moved.
+
+        Args:
+            points: (m, 3), or (m, 4) as by `_apart`.
+            motions: (p, 4, 4) rigid motions, mm.
+        """
+        if (motions == np.eye(4)).all():
+            return self.tree.query(points)[1]
+        # Points are brought to where the pieces lie, whose trees are built once; far from a piece its tree is slow, so
+        # that the piece whose box is nearest is asked first, and others only where theirs is nearer than what was found.
+        back = [transform_points(np.linalg.inv(motion), points[:, :3]) for motion in motions]
+        back = [np.column_stack([moved, points[:, 3:]]) for moved in back]
+        boxes = [
+            np.linalg.norm(moved - np.clip(moved, low, high), axis=1)
+            for moved, (_, low, high, _) in zip(back, self._piece_trees, strict=True)
+        ]
+        order = np.argsort(boxes, axis=0)
+        found, best = np.zeros(len(points), dtype=np.int64), np.full(len(points), np.inf)
+        for rank in order:
+            for piece, (index, _, _, tree) in enumerate(self._piece_trees):
+                asked = np.flatnonzero((rank == piece) & (boxes[piece] < best))
+                distance, place = tree.query(back[piece][asked])
+                closer = distance < best[asked]
+                found[asked[closer]], best[asked[closer]] = index[place[closer]], distance[closer]
+        return found
+
+    def placed(self, motions, index):
+        """Vertices and normals (m, 3) of some vertices, mm, once each piece has moved."""
+        points, normals = self.surface.vertices[index], self.normals[index]
+        if (motions == np.eye(4)).all():
+            return points, normals
+        turned = motions[self.piece[index]]
+        points = np.einsum("nab,nb->na", turned[:, :3, :3], points) + turned[:, :3, 3]
+        return points, np.einsum("nab,nb->na", turned[:, :3, :3], normals)
 
     def reduced(self, motions):
         """The same with each piece moved by its (4, 4) rigid motion of (p, 4, 4), mm."""
@@ -250,25 +295,26 @@ def search(prior, visible):
     tree = _tree(prior.mean)
     mean_normals = vertex_normals(Surface(prior.mean, prior.faces))
 
-    def improve(matrix, limits, steps):
+    def improve(matrices, limits, steps):
+        """[(matrix, mean distance, limits)] of (p, 4, 4) poses with (p, 2) limits of their scale, all at once."""
         for step in range(steps):
-            rotation = matrix[:3, :3]
-            scale = np.cbrt(np.linalg.det(rotation))
-            local = transform_points(np.linalg.inv(matrix), points)
+            linear = matrices[:, :3, :3]
+            scale = np.cbrt(np.linalg.det(linear))[:, None]
+            local = (points - matrices[:, None, :3, 3]) @ np.linalg.inv(linear).swapaxes(1, 2)
             distance, nearest = tree.query(local)
-            agree = (mean_normals[nearest] * (normals @ rotation / scale)).sum(1)
+            agree = (mean_normals[nearest] * (normals @ linear)).sum(2) / scale
             weight = np.where(agree > 0.3, 1.0, 0.05) / (1 + (distance / max(30.0 / 2**step, 3.0)) ** 2)
-            matrix = similarity_from_points(prior.mean[nearest], points, weight)
-            wanted = np.clip(np.cbrt(np.linalg.det(matrix[:3, :3])), *limits)
-            centre = weight @ points / weight.sum()
-            shrink = wanted / np.cbrt(np.linalg.det(matrix[:3, :3]))
-            matrix[:3, 3] = centre + shrink * (matrix[:3, 3] - centre)
-            matrix[:3, :3] *= shrink
-        return matrix, mean_distance(scale * distance, agree), limits
+            matrices = similarity_from_points(prior.mean[nearest], points, weight)
+            size = np.cbrt(np.linalg.det(matrices[:, :3, :3]))
+            shrink = np.clip(size, *limits.T) / size
+            centre = weight @ points / weight.sum(1, keepdims=True)
+            matrices[:, :3, 3] = centre + shrink[:, None] * (matrices[:, :3, 3] - centre)
+            matrices[:, :3, :3] *= shrink[:, None, None]
+        return list(zip(matrices, mean_distance(scale * distance, agree), limits))
 
     def mean_distance(distance, agree):
         # Disagreeing normals count as far away, or a bone turned by half a turn would pass.
-        return float(np.mean(np.minimum(distance, 10.0) + 5.0 * (agree < 0.3)))
+        return np.mean(np.minimum(distance, 10.0) + 5.0 * (agree < 0.3), axis=-1)
 
     def distance_of(result):
         return result[1]
@@ -281,15 +327,20 @@ def search(prior, visible):
         return fitted, mean_distance(distance, agree)
 
     flexible = replace(prior, kernels=())
-    improved = []
-    for upwards in (True, False):
+    def improved(upwards):
+        """The distinct poses that the best of those one way up lead to, as by `improve`."""
         poses = [pose for pose in starting_poses(prior, points) if (pose[0][2, 2] > 0) == upwards]
-        tried = sorted((improve(matrix, limits, 6) for matrix, limits in poses), key=distance_of)
-        improved.append(_distinct([improve(matrix, limits, 15) for matrix, _, limits in tried[:TRIED]]))
-    worth = NOT_TRIED * min(distance_of(poses[0]) for poses in improved)
+        tried = sorted(improve(*map(np.array, zip(*poses)), 6), key=distance_of)[:TRIED]
+        matrices, _, limits = map(np.array, zip(*tried))
+        return _distinct(improve(matrices, limits, 15))
+
+    found = [(upwards, pose) for upwards in (True, False) for pose in improved(upwards)]
+    worth = NOT_TRIED * min(distance_of(pose) for _, pose in found)
+    found = [(upwards, matrix) for upwards, (matrix, distance, _) in found if distance < worth]
+    fits = together(lambda matrix=matrix: tried_with_modes(matrix) for _, matrix in found)
     upright, headlong = (
-        min((tried_with_modes(pose[0]) for pose in poses if distance_of(pose) < worth), key=distance_of, default=None)
-        for poses in improved
+        min((fitted for fitted, (up, _) in zip(fits, found) if up == upwards), key=distance_of, default=None)
+        for upwards in (True, False)
     )
     if upright is None or headlong is None:
         return upright or headlong
@@ -351,23 +402,22 @@ def fit(
         shape = prior.shape(current.mode_weights, current.kernel_weights)
         surface = Surface(transform_points(current.matrix, shape), prior.faces)
         normals = vertex_normals(surface)
-        if displaced or step == 0:
-            reduced = visible.reduced(current.motions)
-            data, data_normals = reduced.surface.vertices, reduced.normals
         model = _apart(surface.vertices, prior.part)
-        nearest = reduced.tree.query(model[model_points])[1]
+        nearest = visible.nearest(model[model_points], current.motions)
         kept = visible.trusted[nearest]
-        nearest_vertex = _tree(model).query(_apart(data[data_points], visible.part, data_points))[1]
-        vertex = np.concatenate([model_points[kept], nearest_vertex])
         target = np.concatenate([nearest[kept], data_points])
+        data, data_normals = visible.placed(current.motions, target)
+        asked = np.count_nonzero(kept)
+        nearest_vertex = _tree(model).query(_apart(data[asked:], visible.part, data_points))[1]
+        vertex = np.concatenate([model_points[kept], nearest_vertex])
         # The plane's normal is the data's where the model asks and the model's where the data ask.
-        plane = np.concatenate([data_normals[nearest[kept]], normals[nearest_vertex]])
-        agree = (normals[vertex] * data_normals[target]).sum(1)
-        residual = (plane * (data[target] - surface.vertices[vertex])).sum(1)
+        plane = np.concatenate([data_normals[:asked], normals[nearest_vertex]])
+        agree = (normals[vertex] * data_normals).sum(1)
+        residual = (plane * (data - surface.vertices[vertex])).sum(1)
         agree, reach = agree > MINIMUM_NORMAL_AGREEMENT, OUTLIER_SD * noise
         near = np.where(agree, 1 / (1 + (residual / reach) ** 2), 0.0)
         weight = near**2
-        rows = _Rows(vertex, plane, surface.vertices[vertex], data[target], residual, weight / noise**2)
+        rows = _Rows(vertex, plane, surface.vertices[vertex], data, residual, weight / noise**2)
         axis = current.matrix[:3, 2] / np.linalg.norm(current.matrix[:3, 2])
         rows = rows.extended(_contact_rows(contact, surface, axis, noise) for contact in contacts)
         in_contact = np.zeros(len(rows.vertex) - len(target), dtype=bool)
@@ -452,9 +502,10 @@ def _gauss_newton_step(prior, current, rows, moving, misfit):
     jacobian[:, 3:6] = np.cross(arm, plane)
     jacobian[:, 6] = (plane * arm).sum(1)
     jacobian[:, 7 : 7 + modes] = np.einsum("rnc,nc->nr", prior.modes[:, rows.vertex], local_plane, optimize=True)
+    at_rows, column_plane = basis[rows.vertex].astype(np.float32), local_plane.astype(np.float32)
     for axis in range(3):
         first = 7 + modes + axis * kernels
-        jacobian[:, first : first + kernels] = basis[rows.vertex] * local_plane[:, axis, None]
+        np.multiply(at_rows, column_plane[:, axis, None], out=jacobian[:, first : first + kernels])
     centres, motion_state = [], []
     for number, (piece, own) in enumerate(moving):
         # Moving the data is the same as moving the model the other way.
@@ -465,7 +516,8 @@ def _gauss_newton_step(prior, current, rows, moving, misfit):
         centres.append(centre)
         motion_state += [_shift_of(current.motions[piece], centre), _turn_of(current.motions[piece])]
     weight = INDEPENDENT_SHARE * rows.weight.astype(np.float32)
-    normal = ((jacobian * weight[:, None]).T @ jacobian).astype(float)
+    upper = np.triu(ssyrk(1.0, (jacobian * np.sqrt(weight)[:, None]).T)).astype(float)  # half the work of a product
+    normal = upper + np.triu(upper, 1).T
     right = jacobian.T @ (weight * rows.residual.astype(np.float32))
     log_scale = np.log(np.cbrt(np.linalg.det(linear)))
     motion_precision = np.tile(np.repeat([MOTION_SD_MM, np.radians(MOTION_SD_DEGREES)], 3) ** -2.0, len(moving))

@@ -147,8 +147,9 @@ def compact_smoothing(points, values, at, radius, noise):
     def covariances(other):
         """(i, j, covariance) of places and data within each other's reach."""
         near = other.sparse_distance_matrix(tree, 1.0, output_type="ndarray")
-        covariance = (1 - near["v"]) ** 4 * (4 * near["v"] + 1)
-        return near["i"], near["j"], covariance.astype(np.float32)
+        distance = near["v"].astype(np.float32)
+        squared = (1 - distance) ** 2  # numpy multiplies for squares alone, other powers take ten times as long
+        return near["i"], near["j"], squared * squared * (4 * distance + 1)
 
     (row, column, covariance), others = together([lambda: covariances(tree), lambda: covariances(query)])
     covariance[row == column] += noise**2

@@ -12,6 +12,7 @@ from BoneReconstructionLib.frames import SIDES, side_to_right, transform_points
 from BoneReconstructionLib.meshing import mask_surface
 from BoneReconstructionLib.shapefitting import VisibleSurface
 from BoneReconstructionLib.surfaces import Surface, transformed
+from BoneReconstructionLib.threads import together
 from BoneReconstructionLib.volumes import Volume, bounding_box, crop
 
 SHORTEST_VISIBLE_MM = 80.0
@@ -25,6 +26,7 @@ BOX_MARGIN_MM = 15.0
 SMALLEST_CUT_MM2, INSIDE_MM, LEAST_SHARE = 150.0, 3.0, 0.6
 NEIGHBOURS = ("fibula", "femur", "talus")
 SMALLEST_PIECE = 0.01
+PIECES_MARGIN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,22 +103,21 @@ def make_case(tibia, fracture, read_ct, fixed_piece=1, neighbours=None, whole=Fa
     visible = tibia.array & ~fracture.array
     if not visible.any():
         raise InputError("The fracture mask covers the whole tibia: leave healthy bone outside it.")
+    near = _grown(fracture.array, 2 * MARGIN_VOXELS + 1)
     reach = tuple(2 * np.ceil(REACH_MM / tibia.spacing[::-1]).astype(int) + 1)
-    if masked and not any((_grown(fracture.array, by) & tibia.array).any() for by in (1, reach)):
+    if masked and not (near & tibia.array).any() and not (_grown(fracture.array, reach) & tibia.array).any():
         raise InputError("The fracture mask lies beside the tibia: draw it over the broken part of this bone.")
 
-    surface = mask_surface(tibia)
-    hidden = _hidden(fracture.array, at_border)
+    surface, pieces = together([lambda: mask_surface(tibia), lambda: _Pieces.of(visible)])
+    volumes = [float(size * np.prod(tibia.spacing) / 1000) for size in pieces.sizes]
     index = _voxels(surface, tibia)
-    pieces, volumes = _pieces(visible, np.prod(tibia.spacing) / 1000)
     if not 1 <= fixed_piece <= len(volumes):
         raise InputError(
             f"There is no visible piece {fixed_piece}: the mask leaves {len(volumes)}, counted from the largest."
         )
     order = [fixed_piece, *(number for number in range(1, len(volumes) + 1) if number != fixed_piece)]
-    # The surface runs between bone and what surrounds it: look a voxel further for the piece.
-    found = ndimage.maximum_filter(pieces, 3)[index]
-    trusted = ~hidden[index] & (found > 0)
+    found = pieces.around(index)
+    trusted = ~_with_border(near, at_border)[index] & (found > 0)
     piece = np.argsort([0, *order])[np.maximum(found, 1)] - 1
     axis = np.linalg.svd(surface.vertices - surface.vertices.mean(0), full_matrices=False)[2][0]
     check_visible_length(surface.vertices[trusted], axis)
@@ -174,9 +175,9 @@ def _box(mask):
     return lower, upper, (lower == 0, upper == np.array(mask.shape))
 
 
-def _hidden(fracture, at_border):
-    """Voxels of a crop that cannot be trusted: masked or at the scan's end (`at_border`: lower, upper), or nearly so."""
-    hidden = _grown(fracture, 2 * MARGIN_VOXELS + 1)
+def _with_border(hidden, at_border):
+    """The voxels of a crop that are hidden, and those at the scan's end (`at_border`: lower, upper) or nearly so."""
+    hidden = hidden.copy()
     for axis in range(3):
         edge = np.moveaxis(hidden, axis, 0)
         if at_border[0][axis]:
@@ -210,7 +211,7 @@ def _visible_neighbour(mask):
     lower, upper, at_border = _box(mask)
     bone = crop(mask, lower, upper)
     surface = mask_surface(bone)
-    return surface, ~_hidden(np.zeros(bone.shape, dtype=bool), at_border)[_voxels(surface, bone)]
+    return surface, ~_with_border(np.zeros(bone.shape, dtype=bool), at_border)[_voxels(surface, bone)]
 
 
 def visible_length_mm(points, axis):
@@ -236,24 +237,63 @@ def check_visible_length(points, axis):
         )
 
 
-def _pieces(visible, voxel_ml):
-    """Connected pieces of visible bone, numbered from the largest, 1, and their volumes; specks are left out."""
-    labels, count = ndimage.label(visible, np.ones((3, 3, 3)))
-    sizes = np.bincount(labels[labels > 0], minlength=count + 1)
-    order = np.argsort(sizes)[::-1]
-    order = order[sizes[order] >= SMALLEST_PIECE * sizes.max()]
-    number = np.zeros(count + 1, dtype=np.uint8)
-    number[order] = np.arange(1, len(order) + 1)
-    return number[labels], [float(sizes[label] * voxel_ml) for label in order]
+@dataclass(frozen=True, eq=False)
+class _Pieces:
+    """Connected pieces of visible bone, numbered from the largest, 1; specks are left out.
+
+    Attributes:
+        numbers: (K, J, I) uint8 number of each voxel's piece, 0 for none, in a box around the visible bone with a margin
+            of `PIECES_MARGIN` voxels.
+        lower: (3,) index k j i of that box's first voxel.
+        sizes: voxels of each piece.
+    """
+
+    numbers: np.ndarray
+    lower: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, visible):
+        lower, upper = (np.array(corner) for corner in bounding_box(visible))
+        box = np.pad(visible[tuple(map(slice, lower, upper))], PIECES_MARGIN)
+        labels, sizes = _components(box, diagonal=True)
+        order = np.argsort(sizes)[::-1]
+        order = order[sizes[order] >= SMALLEST_PIECE * sizes.max()]
+        number = np.zeros(len(sizes), dtype=np.uint8)
+        number[order] = np.arange(1, len(order) + 1)
+        return cls(number[labels], lower - PIECES_MARGIN, sizes[order])
+
+    def around(self, index):
+        """Number (n,) of the piece in a voxel (k, j, i arrays) or beside it; a surface runs between bone and others."""
+        shape = self.numbers.shape
+        # Voxels outside the box stay outside the bone: the margin is wider than what is looked at.
+        inside = [np.clip(place - low, 1, size - 2) for place, low, size in zip(index, self.lower, shape, strict=True)]
+        flat, centre = self.numbers.ravel(), np.ravel_multi_index(inside, shape)
+        steps = np.ravel_multi_index(np.indices((3, 3, 3)).reshape(3, -1), shape)
+        steps -= np.ravel_multi_index((1, 1, 1), shape)
+        return np.max([flat[centre + step] for step in steps], axis=0)
+
+
+def _components(mask, diagonal):
+    """Label the connected parts of a bool array, with `diagonal` across edges and corners, too.
+
+    Returns:
+        (int array of labels, 0 outside the mask; voxels of each label, none for 0).
+    """
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(mask.view(np.uint8))
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(image, diagonal))
+    return labels, np.bincount(labels[mask])
 
 
 def _without_specks(mask):
     """Drop components smaller than a hundredth of the largest; thresholding leaves such specks."""
     box = tuple(slice(low, high) for low, high in zip(*bounding_box(mask.array), strict=True))
-    labels, count = ndimage.label(mask.array[box])
-    if count == 1:
+    labels, sizes = _components(np.ascontiguousarray(mask.array[box]), diagonal=False)
+    large = sizes >= SMALLEST_PIECE * sizes.max()
+    if large[1:].all():
         return mask
-    sizes = np.bincount(labels[labels > 0], minlength=count + 1)
     kept = np.zeros_like(mask.array)
-    kept[box] = (sizes >= SMALLEST_PIECE * sizes.max())[labels] & (labels > 0)
+    kept[box] = large[labels]
     return Volume(kept, mask.ijk_to_ras)

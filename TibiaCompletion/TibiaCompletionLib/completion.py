@@ -16,7 +16,6 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.comparison import read_bone
-from BoneReconstructionLib.distances import SurfaceLocator
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.frames import SIDES, side_to_right
 from BoneReconstructionLib.jobs import OutputFolder, Progress
@@ -229,7 +228,7 @@ def complete_tibia(request, folder, report):
     write_volume(folder / "tibia.nii.gz", labelmap)
     report("writing", 0.6)
     visible = visible_in_place(case, completion, side)
-    distance = distance_to_visible(predicted, visible, completion.trusted)
+    distance = distance_to_visible(transformed(predicted, side_to_right(side)), visible, completion.trusted)
     distance[capped] = np.nan
     write_surface(folder / "tibia.ply", predicted)
     arrays = {DISTANCE_ARRAY: distance} | ({} if sigma is None else {SIGMA_ARRAY: sigma})
@@ -335,10 +334,9 @@ def cautions(case, completion, left_out):
 
 
 def visible_in_place(case, completion, side):
-    """Surface of the segmented bone with its pieces brought to their places, RAS mm."""
-    if completion.motions is None:
-        return case.surface
-    return transformed(case.visible(side).reduced(completion.motions).surface, side_to_right(side))
+    """The visible bone, a `VisibleSurface` as of a right leg, with its pieces brought to their places."""
+    shown = case.visible(side)
+    return shown if completion.motions is None else shown.reduced(completion.motions)
 
 
 def piece_records(case, completion, side):
@@ -357,15 +355,14 @@ def distance_to_visible(predicted, visible, trusted):
     """Signed distance of each predicted vertex to the visible bone, mm, positive outside it; NaN where it is masked.
 
     Args:
-        predicted: the predicted bone, RAS mm.
-        visible: surface of the visible bone, its pieces in their places, RAS mm.
+        predicted: the predicted bone as of a right leg, mm.
+        visible: `VisibleSurface` of the visible bone, its pieces in their places.
         trusted: (n,) bool, its vertices that are neither masked nor cut.
     """
-    locator = SurfaceLocator(visible)
-    face = locator.closest(predicted.vertices)[2]
-    seen = trusted[visible.faces[face]].all(1)
+    face = visible.locator.closest(predicted.vertices)[2]
+    seen = trusted[visible.surface.faces[face]].all(1)
     distance = np.full(len(seen), np.nan)
-    distance[seen] = locator.signed(predicted.vertices[seen])
+    distance[seen] = visible.locator.signed(predicted.vertices[seen])
     return distance
 
 

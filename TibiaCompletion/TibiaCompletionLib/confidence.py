@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.shapefitting import spread_over
 from BoneReconstructionLib.surfaces import vertex_normals
-from BoneReconstructionLib.threads import in_blocks
+from BoneReconstructionLib.threads import in_blocks, together
 
 # Above this a joint surface cannot be reduced by the prediction: steps of 2 mm are operated on.
 JOINT_LIMIT_MM = 1.0
@@ -77,11 +77,14 @@ def deviations(prior, fitted, surface, visible):
     Returns:
         (n,) mm.
     """
-    return CALIBRATION.deviations(
-        posterior_deviations(prior, fitted, surface),
-        away_from_visible(fitted, surface, visible),
-        between_visible(fitted, surface, visible),
+    posterior, away, between = together(
+        [
+            lambda: posterior_deviations(prior, fitted, surface),
+            lambda: away_from_visible(fitted, surface, visible),
+            lambda: between_visible(fitted, surface, visible),
+        ]
     )
+    return CALIBRATION.deviations(posterior, away, between)
 
 
 def posterior_deviations(prior, fitted, surface):

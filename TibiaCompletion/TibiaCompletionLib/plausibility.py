@@ -217,7 +217,7 @@ def leaks(case, side, surface, motions=None):
         return Leaks(0.0, "", outside)
 
     points, voxel_ml = _visible_voxels(case, side)
-    nearest = cKDTree(shown.surface.vertices).query(points)[1]
+    nearest = shown.tree.query(points)[1]
     points, nearest = points[outside[nearest]], nearest[outside[nearest]]
     if motions is not None:
         turned = motions[shown.piece[nearest]]

@@ -3,7 +3,6 @@
 import numpy as np
 
 from BoneReconstructionLib.boneedges import bone_edges
-from BoneReconstructionLib.distances import closest_points
 from BoneReconstructionLib.frames import side_to_right, transform_points
 from BoneReconstructionLib.shapefitting import MINIMUM_NORMAL_AGREEMENT, VisibleSurface
 from BoneReconstructionLib.surfaces import Surface, vertex_normals
@@ -31,10 +30,10 @@ def measured_in_ct(case, side, fitted):
     """
     shown = case.visible(side)
     surface, normals = fitted.surface, vertex_normals(fitted.surface)
-    reduced = shown.reduced(fitted.motions).surface
-    found, distance, face = closest_points(surface.vertices, reduced)
-    corners = reduced.faces[face]
-    agree = (normals * vertex_normals(reduced)[corners].mean(1)).sum(1)
+    reduced = shown.reduced(fitted.motions)
+    found, distance, face = reduced.locator.closest(surface.vertices)
+    corners = reduced.surface.faces[face]
+    agree = (normals * reduced.normals[corners].mean(1)).sum(1)
     seen = shown.trusted[corners].all(1) & (distance < REACH_MM) & (agree > MINIMUM_NORMAL_AGREEMENT)
     piece = shown.piece[corners[:, 0]] if shown.piece is not None else np.zeros(len(seen), dtype=int)
 
