@@ -22,10 +22,15 @@ _FLIPS = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
 
 def turned_about(turn, centre, shift):
-    """(4, 4) rigid motion: turned about a centre (3,) by a rotation vector (3,), radians, then shifted (3,), mm."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_rotvec(turn).as_matrix()
-    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
+    """(4, 4) rigid motion: turned about a centre (3,) by a rotation vector (3,), radians, then shifted (3,), mm.
+
+    Many at once: (n, 4, 4) of (n, 3) turns, centres and shifts.
+    """
+    rotation = Rotation.from_rotvec(turn).as_matrix()
+    matrix = np.zeros((*rotation.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = rotation
+    matrix[..., :3, 3] = centre + shift - (rotation @ np.asarray(centre)[..., None])[..., 0]
+    matrix[..., 3, 3] = 1.0
     return matrix
 
 

@@ -150,10 +150,29 @@ def overlap(body, pose, other, other_pose):
     return max(_depth(body, pose, other, other_pose), _depth(other, other_pose, body, pose))
 
 
-def _depth(body, pose, other, other_pose):
+def deep_vertices(body, pose, other, other_pose, least_mm):
+    """Vertices of a body that lie deep in another, both at their poses.
+
+    Args:
+        body, other: `Body`.
+        pose, other_pose: (4, 4) rigid.
+        least_mm: how deep at least.
+
+    Returns:
+        ((m,) their depths in mm, (m, 3) unit vectors along which each would leave the shortest way).
+    """
     _, local = _in_box(body, pose, other, other_pose, 0.0)
-    local = local[other.nearest(local, exact=False)[0] < PLANE_ERROR_MM]
-    return max(0.0, -float(other.locator.signed(local).min())) if len(local) else 0.0
+    local = local[other.nearest(local, exact=False)[0] < PLANE_ERROR_MM - least_mm]
+    if not len(local):
+        return np.zeros(0), np.zeros((0, 3))
+    depth = -other.locator.signed(local)
+    local, depth = local[depth > least_mm], depth[depth > least_mm]
+    way = (other.locator.closest(local)[0] - local) / depth[:, None]
+    return depth, way @ other_pose[:3, :3].T
+
+
+def _depth(body, pose, other, other_pose):
+    return max(deep_vertices(body, pose, other, other_pose, 0.0)[0], default=0.0)
 
 
 def _in_box(body, pose, other, other_pose, margin_mm):

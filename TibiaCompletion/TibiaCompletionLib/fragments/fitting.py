@@ -6,14 +6,12 @@ lie inside the healthy bone and look elsewhere. Nothing of a fragment may stick 
 neighbour.
 """
 
-from functools import partial
-
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.alignment import turned_about
 from BoneReconstructionLib.frames import transform_points
-from BoneReconstructionLib.threads import together
+from BoneReconstructionLib.threads import in_blocks
 from TibiaCompletionLib.fragments.bodies import inverse
 
 # Cosine between normals from which on two surfaces look the same way.
@@ -28,6 +26,7 @@ SEARCH_MM = (8.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 2.0)
 SMALL_SEARCH_MM = (3.0, 2.5, 2.0, 2.0, 2.0, 2.0)
 FIT_MM = (2.0, 1.5, 1.2, 1.0, 0.8, 0.7, 0.7, 0.7)
 SEARCH_POINTS, FIT_POINTS = 300, 800
+POINTS_AT_ONCE = 2400  # of all poses that one thread settles at a time
 # The search starts from each given motion, moved along and turned about the bone's long axis.
 SHIFTS_MM, TURNS_DEGREES, SMALL_TURNS_DEGREES = (-12.0, -4.0, 4.0, 12.0), (-20.0, -7.0, 7.0, 20.0), (-8.0, 8.0)
 # A fragment of this many times its width is first laid along the bone.
@@ -88,51 +87,57 @@ def rows_on_neighbour(body, pose, points, normals, trust, sd):
 
 
 def lever(points, centre, directions):
-    """(n, 6) how residuals along directions change with a shift and a turn about a centre."""
-    return np.concatenate([directions, np.cross(points - centre, directions)], 1)
+    """(..., 6) how residuals along directions (..., 3) at points change with a shift and a turn about a centre."""
+    return np.concatenate([directions, np.cross(points - centre, directions)], -1)
 
 
-def settled(bone, neighbours, body, chosen, pose, steps):
-    """Let a fragment settle from a pose by robust point-to-plane steps.
+def settled(bone, neighbours, body, chosen, poses, steps):
+    """Let a fragment settle from several poses by robust point-to-plane steps.
 
     Args:
         bone: `Body` of the healthy bone.
         neighbours: list of (`Body`, pose) that stay where they are.
         body: `Body` of the fragment.
         chosen: indices of its vertices that count.
-        pose: (4, 4) rigid, where it starts.
+        poses: (p, 4, 4) rigid, where it starts.
         steps: standard deviation of the distances in each step, mm.
 
     Returns:
-        (4, 4) pose.
+        (p, 4, 4) poses.
     """
+    points, faces, trust = body.edges.points[chosen], body.edges.faces[chosen], body.edges.trust[chosen]
+    normals = body.normals[chosen]
+    levels = [(level, trust == level) for level in np.unique(trust)]
+
+    def each(rows):  # those of one pose after the other
+        return rows.reshape(len(poses), -1, *rows.shape[1:])
+
     for sd in steps:
-        points = transform_points(pose, body.edges.points[chosen])
-        normals = body.normals[chosen] @ pose[:3, :3].T
-        rows = [rows_on_bone(bone, points, normals, sd)]
-        faces, trust = transform_points(pose, body.edges.faces[chosen]), body.edges.trust[chosen]
-        levels = [(level, trust == level) for level in np.unique(trust)]
+        parts = []
+        here, looking = _placed(points, normals, poses)
+        parts.append((here, *rows_on_bone(bone, here, looking, sd)))
         for other, place in neighbours:
             for level, own in levels:
-                rows.append(rows_on_neighbour(other, place, faces[own], normals[own], level, sd))
-        points = np.concatenate([points] + [faces[own] for _, own in levels] * len(neighbours))
-        centre = points.mean(0)
-        directions, residual, weight = (np.concatenate(part) for part in zip(*rows, strict=True))
-        jacobian = lever(points, centre, directions)
-        size = np.mean((points - centre) ** 2) * 3
-        normal = (jacobian * weight[:, None]).T @ jacobian
+                here, looking = _placed(faces[own], normals[own], poses)
+                parts.append((here, *rows_on_neighbour(other, place, here, looking, level, sd)))
+        places, directions, residual, weight = (np.concatenate([*map(each, part)], 1) for part in zip(*parts))
+        centre = places.mean(1)
+        arm = places - centre[:, None]
+        jacobian = lever(arm, 0.0, directions)
+        weighted = (jacobian * weight[:, :, None]).swapaxes(1, 2)
+        normal = weighted @ jacobian
         # What slides without a gap, as a piece of a shaft does along it, stays.
-        normal[np.diag_indices(6)] += STEADINESS * weight.sum() * np.repeat([1.0, size], 3) + 1e-9
-        step = np.linalg.solve(normal, -jacobian.T @ (weight * residual))
-        turn = step[3:] * min(1.0, LARGEST_TURN / max(np.linalg.norm(step[3:]), 1e-12))
-        pose = turned_about(turn, centre, step[:3]) @ pose
-    return pose
+        size = np.repeat(np.stack([np.ones(len(poses)), (arm**2).mean((1, 2)) * 3], 1), 3, axis=1)
+        normal[:, range(6), range(6)] += STEADINESS * weight.sum(1)[:, None] * size + 1e-9
+        step = np.linalg.solve(normal, -weighted @ residual[:, :, None])[:, :, 0]
+        turn = step[:, 3:] * np.minimum(1.0, LARGEST_TURN / np.linalg.norm(step[:, 3:], axis=1).clip(1e-12))[:, None]
+        poses = turned_about(turn, centre, step[:, :3]) @ poses
+    return poses
 
 
-def misfit(bone, neighbours, body, chosen, pose, exact=True):
-    """Share of a fragment's points that nothing explains, with what sticks out on top; as in `settled`."""
-    points = transform_points(pose, body.edges.points[chosen])
-    normals = body.normals[chosen] @ pose[:3, :3].T
+def misfit(bone, neighbours, body, chosen, poses, exact=True):
+    """(p,) share of a fragment's points that nothing explains, with what sticks out on top; as in `settled`."""
+    points, normals = _placed(body.edges.points[chosen], body.normals[chosen], poses)
     distance, outward = bone.nearest(points, exact)
     agree = (normals * outward).sum(1) > AGREEMENT
     cost = np.where(agree, 1 - 1 / (1 + (distance / EXPLAINED_MM) ** 2), 1.0)
@@ -143,7 +148,13 @@ def misfit(bone, neighbours, body, chosen, pose, exact=True):
         apart = (distance - FACES_APART_MM) / EXPLAINED_MM
         cost = np.where(against, np.minimum(cost, 1 - NEIGHBOUR_WORTH / (1 + apart**2)), cost)
         out += np.clip(-distance / EXPLAINED_MM, 0, 3)
-    return float(np.mean(cost + STICKING_OUT * out))
+    return (cost + STICKING_OUT * out).reshape(len(poses), -1).mean(1)
+
+
+def _placed(points, normals, poses):
+    """Points and normals (n, 3) at each of (p, 4, 4) poses, (p * n, 3) each."""
+    turns = poses[:, :3, :3].swapaxes(1, 2)
+    return (points @ turns + poses[:, None, :3, 3]).reshape(-1, 3), (normals @ turns).reshape(-1, 3)
 
 
 def place(bone, neighbours, body, motions):
@@ -162,23 +173,28 @@ def place(bone, neighbours, body, motions):
     motions = _different(motions)
     centre = body.surface.vertices[many].mean(0)
 
-    def cost(pose, chosen, exact):
+    def costs(poses, chosen, exact):
         # The first fragment goes where the healthy bone is, the others not far from it.
-        far = min(_travel(pose, motion, centre) for motion in motions) if neighbours else 0.0
-        return misfit(bone, neighbours, body, chosen, pose, exact) + MOTION_COST * far
+        far = [min(_travel(pose, motion, centre) for motion in motions) if neighbours else 0.0 for pose in poses]
+        return misfit(bone, neighbours, body, chosen, poses, exact) + MOTION_COST * np.array(far)
 
     def best_of(poses, count):
-        return _different(sorted(poses, key=lambda pose: cost(pose, few, False)))[:count]
+        return np.array(_different(poses[np.argsort(costs(poses, few, False), kind="stable")])[:count])
+
+    def all_settled(chosen, poses, steps):
+        parts = in_blocks(
+            lambda block: settled(bone, neighbours, body, chosen, poses[block], steps),
+            len(poses),
+            POINTS_AT_ONCE // len(chosen),
+        )
+        return np.concatenate(parts)
 
     elongated = _elongated(body)
     steps = SEARCH_MM if elongated else SMALL_SEARCH_MM
-    starts = _starts(bone, body, motions, elongated)
-    found = together(partial(settled, bone, neighbours, body, few, start, steps[:LOOK_STEPS]) for start in starts)
-    found = best_of(found, PROMISING_POSES)
-    found = together(partial(settled, bone, neighbours, body, few, pose, steps[LOOK_STEPS:]) for pose in found)
-    best = best_of(found, FITTED_POSES)
-    fitted = together(partial(settled, bone, neighbours, body, many, pose, FIT_MM) for pose in best)
-    return min(fitted, key=lambda pose: cost(pose, many, True))
+    found = all_settled(few, np.array(_starts(bone, body, motions, elongated)), steps[:LOOK_STEPS])
+    found = all_settled(few, best_of(found, PROMISING_POSES), steps[LOOK_STEPS:])
+    fitted = all_settled(many, best_of(found, FITTED_POSES), FIT_MM)
+    return fitted[np.argmin(costs(fitted, many, True))]
 
 
 def _elongated(body):

@@ -7,6 +7,7 @@ import numpy as np
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.surfaces import Surface, transformed, volume_mm3
 from TibiaCompletionLib.fragments.bodies import Body
+from TibiaCompletionLib.fragments.clearance import cleared
 from TibiaCompletionLib.fragments.fitting import misfit, place
 from TibiaCompletionLib.fragments.joint import joined
 from TibiaCompletionLib.fragments.target import Target
@@ -89,11 +90,11 @@ def reduce(target, surfaces, motions=(), edges=None, amounts=None, intervals=Non
     for done, body in enumerate(ordered):
         report(done / (len(bodies) + 1))
         poses.append(place(target.bone, list(zip(ordered, poses)), body, [*given, *poses]))
-        if done == 0 and misfit(target.bone, [], body, body.spread(COMPARED_POINTS), poses[0]) > UNLIKE:
+        if done == 0 and misfit(target.bone, [], body, body.spread(COMPARED_POINTS), poses[0][None]) > UNLIKE:
             raise InputError(
                 "The largest fragment does not fit the completed tibia: name the completion that was predicted from "
                 "this CT, and fragments of the same bone."
             )
-    poses = joined(target.bone, ordered, poses, intervals or {})
+    poses = cleared(ordered, joined(target.bone, ordered, poses, intervals or {}))
     report(1.0)
     return Reduction(target, bodies, np.array([poses[rank] for rank in np.argsort(order)]))
