@@ -5,7 +5,7 @@ import pytest
 from phantoms import solid_mask, sphere_surface
 from scipy.spatial.transform import Rotation
 
-from BoneReconstructionLib.alignment import align_rigid, rigid_from_points
+from BoneReconstructionLib.alignment import align_rigid, rigid_from_points, turned_about
 from BoneReconstructionLib.errors import InputError
 from BoneReconstructionLib.surfaces import Surface, joined, transformed
 from BoneReconstructionLib.volumes import Volume
@@ -31,6 +31,13 @@ def pose(degrees, shift):
     matrix[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     matrix[:3, 3] = shift
     return matrix
+
+
+def test_many_turns_at_once_are_those_made_one_by_one():
+    turns, centres, shifts = np.random.default_rng(1).normal(size=(3, 6, 3)) * np.array([1.0, 50.0, 20.0])[:, None, None]
+    singly = [turned_about(*one) for one in zip(turns, centres, shifts, strict=True)]
+    np.testing.assert_allclose(turned_about(turns, centres, shifts), singly, atol=1e-12)
+    np.testing.assert_allclose(singly[0] @ [*centres[0], 1], [*centres[0] + shifts[0], 1], atol=1e-12)
 
 
 def test_corresponding_points_give_back_the_motion_between_them():

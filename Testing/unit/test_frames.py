@@ -65,6 +65,16 @@ def test_points_of_no_weight_do_not_count():
 
 
 @pytest.mark.parametrize("scaled", [True, False])
+def test_many_similarities_at_once_are_those_found_one_by_one(scaled):
+    sources = np.random.default_rng(4).normal(size=(5, 60, 3)) * (30, 20, 150)
+    target = transform_points(pose((10, 20, 30), (5, 6, 7), 1.1), POINTS)
+    weights = np.random.default_rng(5).uniform(size=(5, 60))
+    found = similarity_from_points(sources, target, weights, scaled)
+    singly = [similarity_from_points(*one, scaled) for one in zip(sources, [target] * 5, weights, strict=True)]
+    np.testing.assert_allclose(found, singly, atol=1e-9)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
 def test_a_mirrored_target_is_answered_by_a_rotation(scaled):
     mirrored = transform_points(pose((30, 40, 50), (1, 2, 3)) @ MIRROR, POINTS)
     found = similarity_from_points(POINTS, mirrored, scaled=scaled)

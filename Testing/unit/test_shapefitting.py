@@ -63,6 +63,24 @@ def fitted_to(prior, visible):
 # ---- what is visible ----
 
 
+def test_moved_pieces_are_asked_as_their_moved_surface_would_be():
+    bone = of_length(unseen_tibia(), 350.0)
+    piece = np.digitize(bone.vertices[:, 2], [-60.0, 40.0])
+    shown = VisibleSurface(bone, np.ones(len(piece), dtype=bool), piece)
+    motions = np.array([np.eye(4), pose((10, -15, 20), (15, -9, 40)), pose((-5, 8, 70), (-12, 30, -20))])
+    moved = shown.reduced(motions)
+    points = moved.surface.vertices[::37] + np.random.default_rng(2).normal(0, 15.0, (len(piece[::37]), 3))
+    nearest = shown.nearest(points, motions)
+    found = np.linalg.norm(moved.surface.vertices[nearest] - points, axis=1)
+    np.testing.assert_allclose(found, moved.tree.query(points)[0], atol=1e-9)
+    places, normals = shown.placed(motions, nearest)
+    np.testing.assert_allclose(places, moved.surface.vertices[nearest], atol=1e-9)
+    alone = (piece[bone.faces] == piece[bone.faces[:, :1]]).all(1)  # across a rim the moved surface is torn
+    inner = ~np.isin(nearest, bone.faces[~alone])
+    assert inner.mean() > 0.8
+    np.testing.assert_allclose(normals[inner], moved.normals[nearest[inner]], atol=1e-9)
+
+
 def test_a_band_is_hidden_and_its_rims_are_not_trusted():
     surface = unseen_tibia()
     height = surface.vertices[:, 2]

@@ -120,6 +120,16 @@ def test_the_surface_of_a_thin_rod_s_mask_keeps_its_volume_and_its_place():
     assert np.abs(across - 4)[np.abs(along) < 15].mean() < 0.1
 
 
+def test_a_slanting_mask_is_smoothed_in_layers_as_it_is_at_once(monkeypatch):
+    k, j, i = np.indices((60, 50, 40))
+    mask = Volume((i - k / 3 - 8) ** 2 + (j - k / 2 - 9) ** 2 < 40, frame(flipped_axes="j"))
+    surfaces = []
+    for layers in (7, 1000):
+        monkeypatch.setattr(meshing, "LAYERS_AT_ONCE", layers)
+        surfaces.append(mask_surface(mask))
+    np.testing.assert_array_equal(surfaces[0].vertices, surfaces[1].vertices)
+
+
 def test_a_stated_sigma_smooths_in_millimetres_and_keeps_the_volume():
     mask = solid_mask(frame((0.6, 0.6, 1.0)), solid=Solid((Ball((3, 4, 5), 8),)))
     default, smoother = mask_surface(mask), mask_surface(mask, sigma_mm=1.5)
