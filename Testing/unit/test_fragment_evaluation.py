@@ -58,11 +58,14 @@ def test_the_summary_counts_main_fragments_and_small_pieces_apart():
     row = dict.fromkeys(fragments.COLUMNS, 1.0) | {"main": 1, "other_leg": 1, "renderer": "trained", "case": "pilon-8"}
     small = row | {"rotation_error_deg": 3.5, "main": 0, "share": 0.03}
     held = row | {"main": 0}
-    deep = row | {"case": "spiral-2", "renderer": "foreign", "translation_error_mm": 2.5, "overlap_mm": 1.5}
+    deep = row | {"case": "spiral-2", "renderer": "foreign", "translation_error_mm": 2.5}
+    deep |= {"overlap_mm": 1.5, "segmented_overlap_mm": 0.75}
     lines = {line[:40].strip(): line[40:].split() for line in summary([row, small, held, deep]).splitlines()}
     assert lines["main, with the other leg"][:2] == ["2", "50"]
     assert lines["main, with it, trained renderer"][:2] == lines["main, with it, of a joint"][:2] == ["1", "100"]
     assert lines["main, with it, foreign renderer"][:2] == lines["main, with it, of the shaft"][:2] == ["1", "0"]
     assert lines["small pieces, with the other leg"][:2] == ["1", "0"]
     assert "main, without" not in lines
-    assert "in 1 of 2 fractures, deepest 1.50 mm" in summary([row, small, held, deep])
+    told = summary([row, small, held, deep])
+    assert "bone in bone deeper than 1 mm in 1 of 2 fractures, deepest 1.50 mm" in told
+    assert "shown in each other deeper than 1 mm in 0 of 2 fractures, deepest 1.00 mm" in told

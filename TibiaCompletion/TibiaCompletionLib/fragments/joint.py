@@ -1,4 +1,4 @@
-"""All fragments together: broken faces against each other, outer cortex on the predicted bone, and nothing inside
+"""All fragments together: broken faces against each other, outer cortex on the predicted bone, and little inside
 anything else.
 
 A predicted bone is not known everywhere equally well. Where the first fragment shows it, it is; away from there its

@@ -59,7 +59,8 @@ def reduce(target, surfaces, motions=(), edges=None, amounts=None, intervals=Non
     """Bring fragments to their places.
 
     The largest goes to the target alone, the others in falling order of volume to the target and beside those that
-    are in their places; then all but the largest settle together, see `joint`.
+    are in their places; then all but the largest settle together, see `joint`, and none is left in another, see
+    `clearance`.
 
     Args:
         target: `Target`.
