@@ -91,7 +91,7 @@ def mask_surface(mask: Volume, sigma_mm: float | None = None) -> Surface:
 
 
 def _blurred(array, sigma_kji):
-    """An array, zero around a bone, blurred by a Gaussian: layers by layers, since a slanting bone fills little of it."""
+    """An array, zero around a bone, blurred by a Gaussian a few layers at a time: a slanting bone fills little of it."""
     from scipy.ndimage import gaussian_filter
 
     blurred, reach = np.zeros_like(array), np.ceil(4 * sigma_kji).astype(int)

@@ -1,7 +1,7 @@
 """The last step of a reduction: fragments that still lie in each other are shifted apart, as little as that takes.
 
-What the fragments' fit cannot know is where their segmentation leaks; it may leave a fragment's surface in another's. No
-plan may show that. A turn would follow the leaks, so that fragments are only shifted here: their shifts, squared and
+The fit of the fragments does not know where their segmentation leaks; it may leave a fragment's surface in another's.
+No plan may show that. A turn would follow the leaks, so that fragments are only shifted here: their shifts, squared and
 weighed by volume, are the least by which no vertex lies deeper in another fragment than is allowed (least distance
 programming, Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23). A leak that sticks in another
 fragment like a tongue has no way out that is short for all of its vertices, so that each may give in a little.
@@ -51,7 +51,7 @@ def cleared(bodies, poses):
 
 
 def _constraints(bodies, poses):
-    """Rows (m, 3 * (k - 1)) whose products with the shifts have to be at least (m,) mm, and the deepest vertex's depth."""
+    """(rows (m, 3 * (k - 1)), (m,) mm that their products with the shifts have to reach, depth of the deepest vertex)."""
     rows, wanted, deepest = [], [], 0.0
     for a, b in permutations(range(len(bodies)), 2):
         depth, outward = deep_vertices(bodies[a], poses[a], bodies[b], poses[b], GOAL_MM)
