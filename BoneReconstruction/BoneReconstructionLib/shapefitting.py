@@ -95,10 +95,12 @@ class VisibleSurface:
 
     @cached_property
     def _piece_trees(self):
-        """(indices of the vertices, their lowest and highest coordinates, kd-tree as `tree`) of each piece."""
+        """(piece, indices of its vertices, their lowest and highest coordinates, kd-tree as `tree`) of each piece seen."""
         points = _apart(self.surface.vertices, self.part)
-        own = [np.flatnonzero(self.piece == piece) for piece in range(self.pieces)]
-        return [(index, points[index].min(0), points[index].max(0), _tree(points[index])) for index in own]
+        own = [(piece, np.flatnonzero(self.piece == piece)) for piece in np.unique(self.piece)]
+        return [
+            (piece, index, points[index].min(0), points[index].max(0), _tree(points[index])) for piece, index in own
+        ]
 
     def nearest(self, points, motions):
         """Index (m,) of the vertex nearest to each point once each piece has moved.
@@ -111,18 +113,16 @@ class VisibleSurface:
             return self.tree.query(points)[1]
         # Points are brought to where the pieces lie, whose trees are built once; far from a piece its tree is slow, so
         # that the piece whose box is nearest is asked first, and others only where theirs is nearer than what was found.
-        back = [transform_points(np.linalg.inv(motion), points[:, :3]) for motion in motions]
-        back = [np.column_stack([moved, points[:, 3:]]) for moved in back]
-        boxes = [
-            np.linalg.norm(moved - np.clip(moved, low, high), axis=1)
-            for moved, (_, low, high, _) in zip(back, self._piece_trees, strict=True)
-        ]
-        order = np.argsort(boxes, axis=0)
+        back, boxes = [], []
+        for piece, _, low, high, _ in self._piece_trees:
+            moved = transform_points(np.linalg.inv(motions[piece]), points[:, :3])
+            back.append(np.column_stack([moved, points[:, 3:]]))
+            boxes.append(np.linalg.norm(back[-1] - np.clip(back[-1], low, high), axis=1))
         found, best = np.zeros(len(points), dtype=np.int64), np.full(len(points), np.inf)
-        for rank in order:
-            for piece, (index, _, _, tree) in enumerate(self._piece_trees):
-                asked = np.flatnonzero((rank == piece) & (boxes[piece] < best))
-                distance, place = tree.query(back[piece][asked])
+        for rank in np.argsort(boxes, axis=0):
+            for number, (_, index, _, _, tree) in enumerate(self._piece_trees):
+                asked = np.flatnonzero((rank == number) & (boxes[number] < best))
+                distance, place = tree.query(back[number][asked])
                 closer = distance < best[asked]
                 found[asked[closer]], best[asked[closer]] = index[place[closer]], distance[closer]
         return found

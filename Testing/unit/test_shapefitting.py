@@ -65,9 +65,10 @@ def fitted_to(prior, visible):
 
 def test_moved_pieces_are_asked_as_their_moved_surface_would_be():
     bone = of_length(unseen_tibia(), 350.0)
-    piece = np.digitize(bone.vertices[:, 2], [-60.0, 40.0])
+    piece = np.array([0, 1, 3])[np.digitize(bone.vertices[:, 2], [-60.0, 40.0])]  # no vertex is of piece 2 or 4
     shown = VisibleSurface(bone, np.ones(len(piece), dtype=bool), piece)
-    motions = np.array([np.eye(4), pose((10, -15, 20), (15, -9, 40)), pose((-5, 8, 70), (-12, 30, -20))])
+    first, last = pose((10, -15, 20), (15, -9, 40)), pose((-5, 8, 70), (-12, 30, -20))
+    motions = np.array([np.eye(4), first, np.eye(4), last, first])
     moved = shown.reduced(motions)
     points = moved.surface.vertices[::37] + np.random.default_rng(2).normal(0, 15.0, (len(piece[::37]), 3))
     nearest = shown.nearest(points, motions)

@@ -18,9 +18,10 @@ from TibiaCompletionLib.fragments.bodies import deep_vertices
 
 # How deep a vertex may lie in another fragment, mm; those deeper than the goal are asked out, so that few rounds do.
 ALLOWED_MM, GOAL_MM = 0.95, 0.8
-ROUNDS, POINTS = 12, 60
-# A vertex that gives in by this much costs what a shift by a millimetre does.
-SLACK = 0.3
+ROUNDS, POINTS = 24, 60
+# A vertex that gives in by this much costs what a shift by a millimetre does. No fragment goes farther than the step in
+# one round, because then vertices may have other ways out.
+SLACK, LARGEST_STEP_MM = 0.3, 0.5
 # Fragments that need more than that do not lie in each other for their segmentation's sake.
 MOST_MM = 5.0
 
@@ -42,9 +43,10 @@ def cleared(bodies, poses):
         rows, wanted, deepest = _constraints(bodies, shifted)
         if deepest <= ALLOWED_MM:
             return shifted
-        shift = _least_shift(rows * ease, wanted)
-        for pose, step in zip(shifted[1:], (ease * shift).reshape(-1, 3), strict=True):
-            pose[:3, 3] += step
+        shifts = (ease * _least_shift(rows * ease, wanted)).reshape(-1, 3)
+        shifts *= min(1.0, LARGEST_STEP_MM / np.linalg.norm(shifts, axis=1).max())
+        for pose, shift in zip(shifted[1:], shifts, strict=True):
+            pose[:3, 3] += shift
         if max(np.linalg.norm((new - old)[:3, 3]) for new, old in zip(shifted, poses, strict=True)) > MOST_MM:
             break
     return list(poses)

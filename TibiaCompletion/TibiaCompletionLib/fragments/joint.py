@@ -57,7 +57,7 @@ SHELL_MISSING_SD, SHELL_TWICE_SD, SURELY_TWICE = 0.5, 1.0, 0.25
 # What no row holds stays where it was laid, along and about the bone less than across it: standard deviations.
 STEADY_MM, STEADY_DEGREES = (4.0, 4.0, 10.0), (7.5, 7.5, 19.0)
 # How deep fragments may end up inside each other, rounds of parting them, how hard they are parted.
-ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.5, 12, 0.05, 200
+ALLOWED_MM, PARTING_ROUNDS, PARTING_MM, PARTING_POINTS = 0.5, 8, 0.05, 200
 # What lies deeper than that is more and more likely a leak of the segmentation, and pushes less.
 LEAK_MM = 2.0
 # Farther than that they are not pushed: then what overlaps is the segmentation's, not the bone's. Columns of bone tell

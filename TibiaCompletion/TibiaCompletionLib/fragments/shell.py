@@ -102,7 +102,7 @@ class _Field:
     def __init__(self, points, amounts):
         self._points = points
         margin = 4 * SMOOTHING_MM
-        low, high = (points.min(0), points.max(0)) if len(points) else np.zeros((2, 3))
+        self._box = low, high = (points.min(0), points.max(0)) if len(points) else np.zeros((2, 3))
         self._low = low - margin
         place = (points - self._low) / GRID_MM
         below = np.floor(place).astype(int)
@@ -120,12 +120,17 @@ class _Field:
 
     def near(self, pose, places, reach_mm):
         """(n,) whether the fragment at its pose has bone within reach of places (n, 3)."""
-        return np.isfinite(self._tree.query(transform_points(inverse(pose), places), distance_upper_bound=reach_mm)[0])
+        local, (low, high) = transform_points(inverse(pose), places), self._box
+        near = ((local > low - reach_mm) & (local < high + reach_mm)).all(1)
+        near[near] = np.isfinite(self._tree.query(local[near], distance_upper_bound=reach_mm)[0])
+        return near
 
     def along(self, pose, places, normals):
         """(n,) bone of the fragment at its pose along the normals (n, 3) of places (n, 3)."""
         points = (places[:, None] + DEPTHS_MM[:, None] * normals[:, None]).reshape(-1, 3)
         index = (transform_points(inverse(pose), points) - self._low) / GRID_MM
+        if (index.max(0) < 0).any() or (index.min(0) > np.array(self._grid.shape) - 1).any():
+            return np.zeros(len(places))
         return ndimage.map_coordinates(self._grid, index.T, order=1).reshape(len(places), -1).sum(1)
 
 
