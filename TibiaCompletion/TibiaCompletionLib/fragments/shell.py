@@ -130,7 +130,7 @@ class _Field:
         points = (places[:, None] + DEPTHS_MM[:, None] * normals[:, None]).reshape(-1, 3)
         index = (transform_points(inverse(pose), points) - self._low) / GRID_MM
         if (index.max(0) < 0).any() or (index.min(0) > np.array(self._grid.shape) - 1).any():
-            return np.zeros(len(places))
+            return np.zeros(len(places))  # this fragment lies elsewhere
         return ndimage.map_coordinates(self._grid, index.T, order=1).reshape(len(places), -1).sum(1)
 
 
