@@ -32,6 +32,11 @@ def transform_points(matrix, points):
     return (matrix[:3, :3] @ np.asarray(points).T).T + matrix[:3, 3]
 
 
+def transform_each(matrices, points):
+    """Apply (n, 4, 4) affine matrices to (n, 3) points, to each its own."""
+    return np.einsum("nab,nb->na", matrices[:, :3, :3], points) + matrices[:, :3, 3]
+
+
 def rotation_about(axis, angle):
     """Return the (3, 3) rotation by `angle` radians about the unit vector `axis` (right-hand rule)."""
     x, y, z = axis

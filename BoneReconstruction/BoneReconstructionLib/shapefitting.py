@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from BoneReconstructionLib.distances import SurfaceLocator
-from BoneReconstructionLib.frames import rotation_about, similarity_from_points, transform_points
+from BoneReconstructionLib.frames import rotation_about, similarity_from_points, transform_each, transform_points
 from BoneReconstructionLib.shapeprior import compact_smoothing
 from BoneReconstructionLib.surfaces import Surface, vertex_normals
 from BoneReconstructionLib.threads import together
@@ -95,12 +95,10 @@ class VisibleSurface:
 
     @cached_property
     def _piece_trees(self):
-        """(piece, indices of its vertices, their lowest and highest coordinates, kd-tree as `tree`) of each piece seen."""
+        """(piece, indices of its vertices, their kd-tree as `tree`) of each piece seen."""
         points = _apart(self.surface.vertices, self.part)
         own = [(piece, np.flatnonzero(self.piece == piece)) for piece in np.unique(self.piece)]
-        return [
-            (piece, index, points[index].min(0), points[index].max(0), _tree(points[index])) for piece, index in own
-        ]
+        return [(piece, index, _tree(points[index])) for piece, index in own]
 
     def nearest(self, points, motions):
         """Index (m,) of the vertex nearest to each point once each piece has moved.
@@ -114,13 +112,13 @@ class VisibleSurface:
         # Points are brought to where the pieces lie, whose trees are built once; far from a piece its tree is slow, so
         # that the piece whose box is nearest is asked first, and others only where theirs is nearer than what was found.
         back, boxes = [], []
-        for piece, _, low, high, _ in self._piece_trees:
+        for piece, _, tree in self._piece_trees:
             moved = transform_points(np.linalg.inv(motions[piece]), points[:, :3])
             back.append(np.column_stack([moved, points[:, 3:]]))
-            boxes.append(np.linalg.norm(back[-1] - np.clip(back[-1], low, high), axis=1))
+            boxes.append(np.linalg.norm(back[-1] - np.clip(back[-1], tree.mins, tree.maxes), axis=1))
         found, best = np.zeros(len(points), dtype=np.int64), np.full(len(points), np.inf)
         for rank in np.argsort(boxes, axis=0):
-            for number, (_, index, _, _, tree) in enumerate(self._piece_trees):
+            for number, (_, index, tree) in enumerate(self._piece_trees):
                 asked = np.flatnonzero((rank == number) & (boxes[number] < best))
                 distance, place = tree.query(back[number][asked])
                 closer = distance < best[asked]
@@ -133,8 +131,7 @@ class VisibleSurface:
         if (motions == np.eye(4)).all():
             return points, normals
         turned = motions[self.piece[index]]
-        points = np.einsum("nab,nb->na", turned[:, :3, :3], points) + turned[:, :3, 3]
-        return points, np.einsum("nab,nb->na", turned[:, :3, :3], normals)
+        return transform_each(turned, points), np.einsum("nab,nb->na", turned[:, :3, :3], normals)
 
     def reduced(self, motions):
         """The same with each piece moved by its (4, 4) rigid motion of (p, 4, 4), mm."""
@@ -327,6 +324,7 @@ def search(prior, visible):
         return fitted, mean_distance(distance, agree)
 
     flexible = replace(prior, kernels=())
+
     def improved(upwards):
         """The distinct poses that the best of those one way up lead to, as by `improve`."""
         poses = [pose for pose in starting_poses(prior, points) if (pose[0][2, 2] > 0) == upwards]

@@ -5,7 +5,14 @@ import pytest
 from scipy.spatial.transform import Rotation
 from tibiae import pose
 
-from BoneReconstructionLib.frames import MIRROR, rotation_about, side_to_right, similarity_from_points, transform_points
+from BoneReconstructionLib.frames import (
+    MIRROR,
+    rotation_about,
+    side_to_right,
+    similarity_from_points,
+    transform_each,
+    transform_points,
+)
 
 POINTS = np.random.default_rng(3).normal(size=(60, 3)) * (30, 20, 150)
 
@@ -32,6 +39,12 @@ def test_points_are_moved_as_columns():
     matrix = pose((10, 20, 30), (1, 2, 3), 1.5)
     expected = (matrix @ np.column_stack([POINTS, np.ones(len(POINTS))]).T).T[:, :3]
     np.testing.assert_allclose(transform_points(matrix, POINTS), expected, atol=1e-12)
+
+
+def test_each_point_is_moved_by_its_own_matrix():
+    matrices = np.array([pose((10, 20, 30), (1, 2, 3), 1.5), pose((-70, 5, 8), (-9, 40, 2)), MIRROR])
+    singly = [transform_points(matrix, point[None])[0] for matrix, point in zip(matrices, POINTS)]
+    np.testing.assert_allclose(transform_each(matrices, POINTS[:3]), singly, atol=1e-12)
 
 
 def test_a_rotation_about_an_axis_is_that_of_scipy():

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from BoneReconstructionLib.distances import SurfaceLocator, closest_points
 from BoneReconstructionLib.errors import InputError
-from BoneReconstructionLib.frames import SIDES, side_to_right, similarity_from_points, transform_points
+from BoneReconstructionLib.frames import SIDES, side_to_right, similarity_from_points, transform_each, transform_points
 from BoneReconstructionLib.shapefitting import VisibleSurface, fit, spread_over, start
 from BoneReconstructionLib.shapeprior import TIBIA_PRIOR, load_prior
 from BoneReconstructionLib.surfaces import Surface, transformed
@@ -220,8 +220,7 @@ def leaks(case, side, surface, motions=None):
     nearest = shown.tree.query(points)[1]
     points, nearest = points[outside[nearest]], nearest[outside[nearest]]
     if motions is not None:
-        turned = motions[shown.piece[nearest]]
-        points = np.einsum("nab,nb->na", turned[:, :3, :3], points) + turned[:, :3, 3]
+        points = transform_each(motions[shown.piece[nearest]], points)
     far = locator.signed(points) > LEAK_MM
     volumes = np.bincount(patch[nearest[far]], minlength=patch.max() + 1) * voxel_ml
     for number in range(1, len(volumes)):

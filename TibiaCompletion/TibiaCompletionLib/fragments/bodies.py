@@ -87,8 +87,7 @@ class Body:
             (signed distances (n,) in mm, positive outside, unit vectors (n, 3) along which they grow).
         """
         distance = self.face_locator.signed(points)
-        away = points - self.face_locator.closest(points)[0]
-        return distance, away / np.where(np.abs(distance) < 1e-9, np.inf, distance)[:, None]
+        return distance, _outward(self.face_locator, points, distance)
 
     def nearest(self, points, exact=True):
         """How far points are from the surface.
@@ -161,18 +160,26 @@ def deep_vertices(body, pose, other, other_pose, least_mm):
     Returns:
         ((m,) their depths in mm, (m, 3) unit vectors along which each would leave the shortest way).
     """
-    _, local = _in_box(body, pose, other, other_pose, 0.0)
-    local = local[other.nearest(local, exact=False)[0] < PLANE_ERROR_MM - least_mm]
-    if not len(local):
-        return np.zeros(0), np.zeros((0, 3))
-    depth = -other.locator.signed(local)
-    local, depth = local[depth > least_mm], depth[depth > least_mm]
-    way = (other.locator.closest(local)[0] - local) / depth[:, None]
-    return depth, way @ other_pose[:3, :3].T
+    local, depth = _deep(body, pose, other, other_pose, least_mm)
+    return depth, _outward(other.locator, local, -depth) @ other_pose[:3, :3].T
 
 
 def _depth(body, pose, other, other_pose):
-    return max(deep_vertices(body, pose, other, other_pose, 0.0)[0], default=0.0)
+    return max(_deep(body, pose, other, other_pose, 0.0)[1], default=0.0)
+
+
+def _deep(body, pose, other, other_pose, least_mm):
+    """(places (m, 3) in the other's frame, depths (m,)) of a body's vertices that lie deeper than that in another."""
+    _, local = _in_box(body, pose, other, other_pose, 0.0)
+    local = local[other.nearest(local, exact=False)[0] < PLANE_ERROR_MM - least_mm]
+    depth = -other.locator.signed(local)
+    return local[depth > least_mm], depth[depth > least_mm]
+
+
+def _outward(locator, points, distance):
+    """Unit vectors (n, 3) along which points leave a surface; `distance` is theirs to it, signed, mm."""
+    away = points - locator.closest(points)[0]
+    return away / np.where(np.abs(distance) < 1e-9, np.inf, distance)[:, None]
 
 
 def _in_box(body, pose, other, other_pose, margin_mm):

@@ -102,7 +102,7 @@ class _Field:
     def __init__(self, points, amounts):
         self._points = points
         margin = 4 * SMOOTHING_MM
-        self._box = low, high = (points.min(0), points.max(0)) if len(points) else np.zeros((2, 3))
+        low, high = (points.min(0), points.max(0)) if len(points) else np.zeros((2, 3))
         self._low = low - margin
         place = (points - self._low) / GRID_MM
         below = np.floor(place).astype(int)
@@ -120,8 +120,8 @@ class _Field:
 
     def near(self, pose, places, reach_mm):
         """(n,) whether the fragment at its pose has bone within reach of places (n, 3)."""
-        local, (low, high) = transform_points(inverse(pose), places), self._box
-        near = ((local > low - reach_mm) & (local < high + reach_mm)).all(1)
+        local = transform_points(inverse(pose), places)
+        near = ((local > self._tree.mins - reach_mm) & (local < self._tree.maxes + reach_mm)).all(1)
         near[near] = np.isfinite(self._tree.query(local[near], distance_upper_bound=reach_mm)[0])
         return near
 
