@@ -103,30 +103,27 @@ class SurfaceLocator:
         return feet, distances, faces
 
     def signed(self, points: np.ndarray) -> np.ndarray:
-        """Signed distances, positive outside, by the angle-weighted pseudonormal (Baerentzen and Aanaes 2005).
+        """Signed distances (n,), mm, alone; see `closest_signed`."""
+        return self.closest_signed(points)[1]
 
-        The sign is right for closed surfaces, at sharp edges and corners as well. An open surface has a front,
-        positive, and a back, negative; beyond its rim neither means much.
+    def closest_signed(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `closest`, but distances are positive outside and negative inside.
 
-        Args:
-            points: (n, 3) in the surface's frame, mm.
-
-        Returns:
-            (n,) in mm.
-
-        Raises:
-            InputError: points of another shape or not finite.
+        The sign is that of the angle-weighted pseudonormal (Baerentzen and Aanaes 2005), which is right for closed
+        surfaces, at sharp edges and corners as well. An open surface has a front, positive, and a back, negative;
+        beyond its rim neither means much.
         """
         points = _checked(points)
-        distances = np.empty(len(points))
+        feet, distances, faces = np.empty((len(points), 3)), np.empty(len(points)), np.empty(len(points), np.int64)
 
         def work(block):
             found = self._feet(points[block])
             outward = _dot((points[block] - found.points).T, self._pseudonormals(found))
+            feet[block], faces[block] = found.points, found.faces
             distances[block] = np.where(outward < 0, -found.distances, found.distances)
 
         in_blocks(work, len(points), _BLOCK)
-        return distances
+        return feet, distances, faces
 
     def _feet(self, points):
         columns = points.T.copy()

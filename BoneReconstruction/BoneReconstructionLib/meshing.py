@@ -77,7 +77,7 @@ def mask_surface(mask: Volume, sigma_mm: float | None = None) -> Surface:
     margin = np.ceil(4 * sigma_kji).astype(int) + 1
     lower, upper = bounding_box(mask.array)
     box = crop(mask, lower, upper)
-    padded = np.pad(box.array, np.column_stack((margin, margin))).astype(np.float32)
+    padded = np.pad(box.array, np.column_stack((margin, margin)))
     ijk_to_ras = box.ijk_to_ras.copy()
     ijk_to_ras[:3, 3] -= ijk_to_ras[:3, :3] @ margin[::-1]
     smoothed = Volume(_blurred(padded, sigma_kji), ijk_to_ras)
@@ -90,23 +90,23 @@ def mask_surface(mask: Volume, sigma_mm: float | None = None) -> Surface:
     return isosurface(smoothed, float(np.clip(level, 0.6 * levels[0], 1.4 * levels[0])))
 
 
-def _blurred(array, sigma_kji):
-    """An array, zero around a bone, blurred by a Gaussian a few layers at a time: a slanting bone fills little of it."""
+def _blurred(mask, sigma_kji):
+    """A bool array blurred by a Gaussian a few layers at a time, float32: a slanting bone fills little of its box."""
     from scipy.ndimage import gaussian_filter
 
-    blurred, reach = np.zeros_like(array), np.ceil(4 * sigma_kji).astype(int)
+    blurred, reach = np.zeros(mask.shape, np.float32), np.ceil(4 * sigma_kji).astype(int)
 
     def work(layers):
         first = max(layers.start - reach[0], 0)
-        near = array[first : layers.stop + reach[0]]
+        near = mask[first : layers.stop + reach[0]]
         if not near.any():
             return
-        lower, upper = bounding_box(near > 0)
+        lower, upper = bounding_box(near)
         box = tuple(slice(max(low - by, 0), high + by) for low, high, by in zip(lower[1:], upper[1:], reach[1:]))
-        found = gaussian_filter(near[:, *box], sigma_kji, mode="constant")
+        found = gaussian_filter(near[:, *box].astype(np.float32), sigma_kji, mode="constant")
         blurred[layers, *box] = found[layers.start - first :][: layers.stop - layers.start]
 
-    in_blocks(work, len(array), LAYERS_AT_ONCE)
+    in_blocks(work, len(mask), LAYERS_AT_ONCE)
     return blurred
 
 

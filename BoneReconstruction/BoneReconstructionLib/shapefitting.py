@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg.blas import ssyrk
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -24,7 +23,7 @@ from BoneReconstructionLib.threads import together
 # Standard deviations of the distance between model and data, mm, from the first step of a fit to its last.
 FIT_NOISE_MM = (3.0, 2.0, 1.2, 0.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.3)
 # What is left over is carried far along the shaft first, then what still is left, not as far.
-RESIDUAL_SUPPORTS_MM = ((18.0, 18.0, 45.0), (10.0, 10.0, 15.0))
+RESIDUAL_SUPPORTS_MM = ((18.0, 18.0, 45.0), (8.0, 8.0, 10.0))
 RESIDUAL_NOISE = 0.3
 MINIMUM_NORMAL_AGREEMENT = 0.6
 # Farther apart than this many standard deviations points are more and more likely not each other's.
@@ -49,7 +48,7 @@ MOTION_SD_DEGREES = 10.0
 SCALE_RANGE = (0.75, 1.3)
 PARTIAL_SCALE_RANGE = (0.9, 1.1)
 FIT_POINTS = 4000
-RESIDUAL_POINTS = (3000, 8000)
+RESIDUAL_POINTS = (3000, 12000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -456,7 +455,7 @@ def _apart(points, part, index=slice(None)):
 
 def _tree(points):
     """A kd-tree that is quickly built: most are asked no more often than they have points."""
-    return cKDTree(points, balanced_tree=False, compact_nodes=False)
+    return cKDTree(points, leafsize=24, balanced_tree=False, compact_nodes=False)
 
 
 def _contact_rows(contact, surface, axis, noise):
@@ -489,8 +488,8 @@ def _gauss_newton_step(prior, current, rows, moving, misfit):
         moving: (piece, (rows,) bool of the rows that it takes part in) of each piece whose motion is unknown.
         misfit: negative log likelihood where the step starts.
     """
-    basis, modes, plane = prior.vertex_basis, len(prior.modes), rows.plane
-    kernels = basis.shape[1]
+    modes, plane = len(prior.modes), rows.plane
+    kernels = prior.vertex_basis.shape[1]
     linear = current.matrix[:3, :3]
     local_plane = plane @ linear  # the plane's normal seen from the standard frame, times the scale
     arm = rows.model - current.matrix[:3, 3]
@@ -499,11 +498,12 @@ def _gauss_newton_step(prior, current, rows, moving, misfit):
     jacobian[:, :3] = plane
     jacobian[:, 3:6] = np.cross(arm, plane)
     jacobian[:, 6] = (plane * arm).sum(1)
-    jacobian[:, 7 : 7 + modes] = np.einsum("rnc,nc->nr", prior.modes[:, rows.vertex], local_plane, optimize=True)
-    at_rows, column_plane = basis[rows.vertex].astype(np.float32), local_plane.astype(np.float32)
+    modes_by_vertex, basis = prior.single_precision
+    at_rows, local_plane = np.take(basis, rows.vertex, axis=0), local_plane.astype(np.float32)
+    np.einsum("ncr,nc->nr", modes_by_vertex[rows.vertex], local_plane, out=jacobian[:, 7 : 7 + modes])
     for axis in range(3):
         first = 7 + modes + axis * kernels
-        np.multiply(at_rows, column_plane[:, axis, None], out=jacobian[:, first : first + kernels])
+        np.multiply(at_rows, local_plane[:, axis, None], out=jacobian[:, first : first + kernels])
     centres, motion_state = [], []
     for number, (piece, own) in enumerate(moving):
         # Moving the data is the same as moving the model the other way.
@@ -514,8 +514,8 @@ def _gauss_newton_step(prior, current, rows, moving, misfit):
         centres.append(centre)
         motion_state += [_shift_of(current.motions[piece], centre), _turn_of(current.motions[piece])]
     weight = INDEPENDENT_SHARE * rows.weight.astype(np.float32)
-    upper = np.triu(ssyrk(1.0, (jacobian * np.sqrt(weight)[:, None]).T)).astype(float)  # half the work of a product
-    normal = upper + np.triu(upper, 1).T
+    weighted = jacobian * np.sqrt(weight)[:, None]
+    normal = (weighted.T @ weighted).astype(float)  # of one array numpy makes half the product, and threads may go on
     right = jacobian.T @ (weight * rows.residual.astype(np.float32))
     log_scale = np.log(np.cbrt(np.linalg.det(linear)))
     motion_precision = np.tile(np.repeat([MOTION_SD_MM, np.radians(MOTION_SD_DEGREES)], 3) ** -2.0, len(moving))

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from BoneReconstructionLib import modelzoo
-from BoneReconstructionLib.threads import in_blocks, together
+from BoneReconstructionLib.threads import in_blocks
 
 TIBIA_PRIOR = "tibia-prior"  # the bundled model of tibia and fibula
 KERNEL_NODES = 300
@@ -99,6 +99,11 @@ class ShapePrior:
         """`kernel_basis` at the mean bone's vertices, (n, q), mm."""
         return self.kernel_basis(self.mean)
 
+    @cached_property
+    def single_precision(self):
+        """(modes as (n, 3, r), `vertex_basis`) in float32, a vertex after the other, as a fit's Jacobian takes them."""
+        return np.ascontiguousarray(self.modes.transpose(1, 2, 0), np.float32), self.vertex_basis.astype(np.float32)
+
     def shape(self, mode_weights, kernel_weights):
         """Vertices in the standard frame at scale 1.
 
@@ -142,24 +147,29 @@ def compact_smoothing(points, values, at, radius, noise):
     from scipy.sparse import coo_array
     from scipy.sparse.linalg import cg
 
-    tree, query = cKDTree(points / radius), cKDTree(at / radius)
+    points, at = points / radius, at / radius
+    tree = cKDTree(points)
 
-    def covariances(other):
+    def covariances(places):
         """(i, j, covariance) of places and data within each other's reach."""
-        near = other.sparse_distance_matrix(tree, 1.0, output_type="ndarray")
+        near = cKDTree(places).sparse_distance_matrix(tree, 1.0, output_type="ndarray")
         distance = near["v"].astype(np.float32)
         squared = (1 - distance) ** 2  # numpy multiplies for squares alone, other powers take ten times as long
         return near["i"], near["j"], squared * squared * (4 * distance + 1)
 
-    (row, column, covariance), others = together([lambda: covariances(tree), lambda: covariances(query)])
+    row, column, covariance = covariances(points)
     covariance[row == column] += noise**2
     own = coo_array((covariance, (row, column)), shape=(len(points), len(points)))
     own.has_canonical_format = True  # every pair is found once, which need not be checked
     weights, failed = cg(own.tocsr(), values.astype(np.float32), rtol=CG_TOLERANCE, maxiter=500)
     if failed:
         raise ArithmeticError("The smoothing of the residual did not converge.")
-    row, column, covariance = others
-    return np.bincount(row, covariance * weights[column], len(at))
+
+    def carried(block):
+        row, column, covariance = covariances(at[block])
+        return np.bincount(row, covariance * weights[column], len(at[block]))
+
+    return np.concatenate(in_blocks(carried, len(at), BLOCK))  # all pairs at once are hundreds of megabytes
 
 
 def load_prior(model_id, bone):

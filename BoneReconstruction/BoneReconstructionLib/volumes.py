@@ -389,16 +389,31 @@ def _read(path: Path, several_components: bool) -> tuple[np.ndarray, np.ndarray,
     reader, ijk_to_ras = _read_header(path)
     if not several_components:
         _check_scalar(reader, path)
-    # ITK's buffer and its copy in numpy exist side by side for a moment.
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     bits = int(re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID())).group(1))
-    check_memory(2 * math.prod(size) * components * bits // 8, path.name)
+    check_memory(math.prod(size) * components * bits // 8, path.name)
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path.name} cannot be read as a volume: it is damaged or cut off.") from error
-    array = sitk.GetArrayFromImage(image)
+    array = _pixels(image)
     return array.reshape(array.shape[len(size) - 3 :]), ijk_to_ras, _metadata(reader)
+
+
+class _Buffer:
+    """The memory of a SimpleITK image, which lives as long as any array that looks at it."""
+
+    def __init__(self, image):
+        import SimpleITK as sitk
+
+        self._image = image
+        interface = sitk.GetArrayViewFromImage(image).__array_interface__
+        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}  # it may be written to
+
+
+def _pixels(image) -> np.ndarray:
+    """A SimpleITK image's voxels [k, j, i], or with components, without a copy; the image must not be used elsewhere."""
+    return np.asarray(_Buffer(image))
 
 
 def _frame(image) -> np.ndarray:
@@ -465,7 +480,7 @@ def _sample(
     resampler.SetDefaultPixelValue(float(fill))
     if interpolate_integers:
         resampler.SetOutputPixelType(sitk.sitkFloat32)
-    return sitk.GetArrayFromImage(resampler.Execute(_to_image(volume)))
+    return _pixels(resampler.Execute(_to_image(volume)))
 
 
 def _smoothed_mask(mask: Volume, target_ijk_to_ras: np.ndarray) -> Volume | None:
@@ -538,9 +553,9 @@ def _segment_mask(array: np.ndarray, segments: list[_Segment], selector: str | N
 
 def _label_mask(array: np.ndarray, selector: str | None, path: Path) -> np.ndarray:
     if selector is None:
-        mask = array != 0
         value = array.max() or array.min()
-        if np.count_nonzero(mask) != np.count_nonzero(array == value) and value != 0:
+        mask = array == value if value != 0 else np.zeros(array.shape, dtype=bool)
+        if np.count_nonzero(mask) != np.count_nonzero(array):
             raise InputError(f"{path.name} holds several labels ({_label_list(array)}): name one as FILE:LABEL.")
         return mask
     if not re.fullmatch(r"-?\d+", selector):

@@ -1,5 +1,6 @@
 """Volumes: files in and out, frames, refusals, masks by name, resampling, boxes, memory."""
 
+import gc
 import os
 import struct
 import subprocess
@@ -248,9 +249,18 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
             read_volume(tmp_path / name)
 
 
+def test_voxels_belong_to_who_has_read_them(tmp_path):
+    path = write_nrrd(tmp_path / "ct.nrrd")
+    first, second = read_volume(path).array, read_volume(path).array
+    gc.collect()
+    first[:] = 7
+    np.testing.assert_array_equal(second, SMALL)
+    assert (first == 7).all()
+
+
 def test_a_volume_too_large_for_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = write_nrrd(tmp_path / "ct.nrrd")
-    needed = 2 * SMALL.nbytes
+    needed = SMALL.nbytes
     monkeypatch.setattr(volumes, "available_memory_bytes", lambda: needed)
     read_volume(path)
     monkeypatch.setattr(volumes, "available_memory_bytes", lambda: needed - 1)

@@ -194,7 +194,7 @@ def _grown(mask, size):
     lower, upper = bounding_box(mask)
     reach = np.broadcast_to(size, 3) // 2
     box = tuple(slice(max(low - by, 0), high + by) for low, high, by in zip(lower, upper, reach))
-    grown = np.zeros_like(mask)
+    grown = np.zeros(mask.shape, dtype=bool)
     grown[box] = ndimage.maximum_filter(mask[box].view(np.uint8), size)
     return grown
 
@@ -244,24 +244,19 @@ class _Pieces:
     Attributes:
         numbers: (K, J, I) uint8 number of each voxel's piece, 0 for none, in a box around the visible bone with a margin
             of `PIECES_MARGIN` voxels.
-        lower: (3,) index k j i of that box's first voxel.
         sizes: voxels of each piece.
+        lower: (3,) index k j i of that box's first voxel.
     """
 
     numbers: np.ndarray
-    lower: np.ndarray
     sizes: np.ndarray
+    lower: np.ndarray
 
     @classmethod
     def of(cls, visible):
         lower, upper = (np.array(corner) for corner in bounding_box(visible))
         box = np.pad(visible[tuple(map(slice, lower, upper))], PIECES_MARGIN)
-        labels, sizes = _components(box, diagonal=True)
-        order = np.argsort(sizes)[::-1]
-        order = order[sizes[order] >= SMALLEST_PIECE * sizes.max()]
-        number = np.zeros(len(sizes), dtype=np.uint8)
-        number[order] = np.arange(1, len(order) + 1)
-        return cls(number[labels], lower - PIECES_MARGIN, sizes[order])
+        return cls(*_components(box, diagonal=True), lower - PIECES_MARGIN)
 
     def around(self, index):
         """Number (n,) of the piece in a voxel (k, j, i arrays) or beside it; a surface runs between bone and others."""
@@ -275,25 +270,29 @@ class _Pieces:
 
 
 def _components(mask, diagonal):
-    """Label the connected parts of a bool array, with `diagonal` across edges and corners, too.
+    """Number the connected parts of a bool array, with `diagonal` across edges and corners, too; specks are left out.
 
     Returns:
-        (int array of labels, 0 outside the mask; voxels of each label, none for 0).
+        (uint8 array of numbers from the largest, 1; 0 outside them; voxels of each).
     """
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(mask.view(np.uint8))
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(image, diagonal))
-    return labels, np.bincount(labels[mask])
+    image = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.view(np.uint8)), diagonal)
+    labels = sitk.GetArrayViewFromImage(image)
+    sizes = np.bincount(labels[mask])
+    order = np.argsort(sizes)[::-1]
+    order = order[sizes[order] >= SMALLEST_PIECE * sizes.max()]
+    number = np.zeros(len(sizes), dtype=np.uint8)
+    number[order] = np.arange(1, len(order) + 1)
+    return number[labels], sizes[order]
 
 
 def _without_specks(mask):
     """Drop components smaller than a hundredth of the largest; thresholding leaves such specks."""
     box = tuple(slice(low, high) for low, high in zip(*bounding_box(mask.array), strict=True))
-    labels, sizes = _components(np.ascontiguousarray(mask.array[box]), diagonal=False)
-    large = sizes >= SMALLEST_PIECE * sizes.max()
-    if large[1:].all():
+    numbers, sizes = _components(np.ascontiguousarray(mask.array[box]), diagonal=False)
+    if sizes.sum() == np.count_nonzero(mask.array):
         return mask
     kept = np.zeros_like(mask.array)
-    kept[box] = large[labels]
+    kept[box] = numbers > 0
     return Volume(kept, mask.ijk_to_ras)

@@ -359,11 +359,8 @@ def distance_to_visible(predicted, visible, trusted):
         visible: `VisibleSurface` of the visible bone, its pieces in their places.
         trusted: (n,) bool, its vertices that are neither masked nor cut.
     """
-    face = visible.locator.closest(predicted.vertices)[2]
-    seen = trusted[visible.surface.faces[face]].all(1)
-    distance = np.full(len(seen), np.nan)
-    distance[seen] = visible.locator.signed(predicted.vertices[seen])
-    return distance
+    _, distance, face = visible.locator.closest_signed(predicted.vertices)
+    return np.where(trusted[visible.surface.faces[face]].all(1), distance, np.nan)
 
 
 def measure(predicted, distance, capped, sigma=None):

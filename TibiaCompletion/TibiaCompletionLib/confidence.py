@@ -62,7 +62,7 @@ class Calibration:
 CALIBRATION = Calibration(posterior=1.75, posterior_between=0.8, unexplained_mm=0.4, reach_mm=8.0, measured_mm=0.2)
 # Visible bone counts as above or below a vertex within 45 degrees of the bone's axis; so many of its points are asked.
 STEEP, VISIBLE_POINTS = np.sqrt(0.5), 300
-BLOCK = 4000  # vertices whose deviations one thread works out at a time
+BLOCK = 2000  # vertices whose deviations one thread works out at a time
 
 
 def deviations(prior, fitted, surface, visible):
@@ -120,10 +120,15 @@ def between_visible(fitted, surface, visible):
     centre, axis = points.mean(0), fitted.matrix[:3, 2] / np.linalg.norm(fitted.matrix[:3, 2])
     points = (points[spread_over(len(points), VISIBLE_POINTS)] - centre).astype(np.float32)
     vertices, axis = (surface.vertices - centre).astype(np.float32), axis.astype(np.float32)
-    squared = (points**2).sum(1) + (vertices**2).sum(1)[:, None] - 2 * vertices @ points.T
-    rise = points @ axis - (vertices @ axis)[:, None]
-    steep = rise**2 > STEEP**2 * squared
-    return (steep & (rise > 0)).any(1) & (steep & (rise < 0)).any(1)
+
+    def between(block):
+        own = vertices[block]
+        squared = (points**2).sum(1) + (own**2).sum(1)[:, None] - 2 * own @ points.T
+        rise = points @ axis - (own @ axis)[:, None]
+        steep = rise**2 > STEEP**2 * squared
+        return (steep & (rise > 0)).any(1) & (steep & (rise < 0)).any(1)
+
+    return np.concatenate(in_blocks(between, len(vertices), BLOCK))
 
 
 def joint_warnings(sigma, landmarks):

@@ -211,7 +211,11 @@ def leaks(case, side, surface, motions=None):
     placed = shown if motions is None else shown.reduced(motions)
     locator = SurfaceLocator(surface)
     outside = np.zeros(len(shown.trusted), dtype=bool)
-    outside[shown.trusted] = locator.signed(placed.surface.vertices[shown.trusted]) > LEAK_MM
+    vertices = np.flatnonzero(shown.trusted)
+    # Most lie so near to a vertex of the bone that they need not be measured to its triangles.
+    near = cKDTree(surface.vertices).query(placed.surface.vertices[vertices], distance_upper_bound=LEAK_MM)[0]
+    vertices = vertices[np.isinf(near)]
+    outside[vertices] = locator.signed(placed.surface.vertices[vertices]) > LEAK_MM
     patch = _patches(shown.surface.faces, outside)
     if not outside.any():
         return Leaks(0.0, "", outside)

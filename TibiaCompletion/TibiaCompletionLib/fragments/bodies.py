@@ -86,8 +86,8 @@ class Body:
         Returns:
             (signed distances (n,) in mm, positive outside, unit vectors (n, 3) along which they grow).
         """
-        distance = self.face_locator.signed(points)
-        return distance, _outward(self.face_locator, points, distance)
+        feet, distance, _ = self.face_locator.closest_signed(points)
+        return distance, _outward(points - feet, distance)
 
     def nearest(self, points, exact=True):
         """How far points are from the surface.
@@ -160,8 +160,8 @@ def deep_vertices(body, pose, other, other_pose, least_mm):
     Returns:
         ((m,) their depths in mm, (m, 3) unit vectors along which each would leave the shortest way).
     """
-    local, depth = _deep(body, pose, other, other_pose, least_mm)
-    return depth, _outward(other.locator, local, -depth) @ other_pose[:3, :3].T
+    away, depth = _deep(body, pose, other, other_pose, least_mm)
+    return depth, _outward(away, -depth) @ other_pose[:3, :3].T
 
 
 def _depth(body, pose, other, other_pose):
@@ -169,16 +169,16 @@ def _depth(body, pose, other, other_pose):
 
 
 def _deep(body, pose, other, other_pose, least_mm):
-    """(places (m, 3) in the other's frame, depths (m,)) of a body's vertices that lie deeper than that in another."""
+    """(ways (m, 3) from the other's surface, depths (m,)) of a body's vertices that lie deeper than that in another."""
     _, local = _in_box(body, pose, other, other_pose, 0.0)
     local = local[other.nearest(local, exact=False)[0] < PLANE_ERROR_MM - least_mm]
-    depth = -other.locator.signed(local)
-    return local[depth > least_mm], depth[depth > least_mm]
+    feet, distance, _ = other.locator.closest_signed(local)
+    deep = -distance > least_mm
+    return (local - feet)[deep], -distance[deep]
 
 
-def _outward(locator, points, distance):
-    """Unit vectors (n, 3) along which points leave a surface; `distance` is theirs to it, signed, mm."""
-    away = points - locator.closest(points)[0]
+def _outward(away, distance):
+    """Unit vectors (n, 3) along which points leave a surface: (n, 3) ways from it, (n,) signed distances, mm."""
     return away / np.where(np.abs(distance) < 1e-9, np.inf, distance)[:, None]
 
 
