@@ -45,7 +45,7 @@ def error(surface, bone, low, high):
 
 
 def test_a_short_gap_is_mostly_filled_and_a_long_one_left_to_the_prior(bone):
-    for length, least, most in ((20, 0.7, 1.0), (40, 0.3, 0.7), (110, -0.05, 0.15)):
+    for length, least, most in ((20, 0.7, 1.0), (60, 0.3, 0.7), (110, -0.05, 0.15)):
         fitted, visible = squeezed(bone, -length / 2, length / 2)
         before = error(fitted.surface, bone, -length / 2, length / 2)
         after = error(continued(fitted, visible).surface, bone, -length / 2, length / 2)

@@ -21,8 +21,9 @@ HEIGHT_STEP_MM = 2.0
 # Radii are averaged over this height before the spline runs through them: it follows the bone, not its noise.
 KNOT_MM = 8.0
 # The length of a gap across which spline and prior count alike, and how fast the spline, whose error grows with a high
-# power of the length, counts less across longer ones: chosen on training bones.
-EQUAL_GAP_MM = 40.0
+# power of the length, counts less across longer ones. On training people the spline alone is best up to 100 mm where
+# bones are smooth; the prior alone is best from 60 mm on in three sharper ones, which the spline's knots follow too far.
+EQUAL_GAP_MM = 60.0
 STEEPNESS = 4
 # What the spline says of neighbouring directions is averaged, or every small dent beside the gap would become a groove.
 SMOOTHING_DEGREES = 20.0
