@@ -117,25 +117,26 @@ def test_the_leg_prior_holds_both_bones():
 
 
 def test_neighbours_tell_where_a_masked_plateau_is():
-    """The mean leg, seven percent larger: its fibula and a femur show its length."""
+    """The mean leg, seven percent larger and its head 4 mm higher: only a femur shows that."""
     scale = 1.07
     tibia, fibula = tibia_prior(), load_prior("tibia-prior", "fibula")
     right = Surface(scale * tibia.mean, tibia.faces)
     top = right.vertices[:, 2].max()
+    right.vertices[:, 2] += 4.0 * np.clip((right.vertices[:, 2] - top + 40) / 20, 0, 1)
     one = leg("left", COARSE, (top - 40, np.inf), margin_mm=30.0, surface=right)
 
     def volume(vertices, faces):
         placed = transformed(Surface(vertices, faces), one.ras_from_standard)
         return voxelize(placed, one.bone.shape, one.bone.ijk_to_ras)
 
-    # Two rods with round ends stand 3.5 mm above the plateaus: condyles as far as the joint is concerned.
+    # Two rods with round ends stand 2.8 mm above the plateaus: condyles as far as the joint is concerned.
     plateau = [right.vertices[getattr(landmarks(), f"{name}_plateau")].mean(0) for name in ("medial", "lateral")]
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     ring = np.stack([np.cos(angles), np.sin(angles), np.zeros(24)], 1)
     femur = np.zeros(one.bone.shape, dtype=bool)
     for centre in plateau:
         profile = [(0.1, 0.0), (6.0, 1.5), (10.0, 5.0), (10.0, 22.0), (0.1, 22.1)]
-        points = np.concatenate([centre + [0, 0, 3.5 + z] + radius * ring for radius, z in profile])
+        points = np.concatenate([centre + [0, 0, 2.8 + z] + radius * ring for radius, z in profile])
         strip = [(level * 24 + a, level * 24 + (a + 1) % 24) for level in range(len(profile) - 1) for a in range(24)]
         faces = np.array([t for a, b in strip for t in ((a, b, b + 24), (a, b + 24, a + 24))])
         ends = [[(0, a + 1, a) for a in range(1, 23)], [(96, 96 + a, 97 + a) for a in range(1, 23)]]
@@ -152,5 +153,5 @@ def test_neighbours_tell_where_a_masked_plateau_is():
         distances = surface_distances(predicted, one.truth)
         hidden = one.heights(one.truth.vertices) > top - 40
         errors[name] = np.abs(distances.b_to_a[hidden]).mean()
-    assert errors["with neighbours"] < 1.2
-    assert errors["with neighbours"] < errors["alone"]
+    assert errors["with neighbours"] < 0.9
+    assert errors["with neighbours"] < 0.5 * errors["alone"]
