@@ -86,6 +86,10 @@ _COMMANDS = {
         "TibiaCompletionLib.evaluation.confidence",
         "calibrate and measure the standard deviations of completed tibiae",
     ),
+    "evaluate motions": (
+        "TibiaCompletionLib.evaluation.motions",
+        "measure what motions of their own save displaced pieces, on training people",
+    ),
     "evaluate other-leg": (
         "TibiaCompletionLib.evaluation.otherleg",
         "measure what the other leg is worth, on virtual people",

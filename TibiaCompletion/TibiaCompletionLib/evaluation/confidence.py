@@ -85,7 +85,7 @@ def smooth_errors(people, report):
     """
     found = {}
     for person, scale in enumerate(people.scales):
-        prior = _prior(np.delete(people.shapes, person, 0), people.faces)
+        prior = prior_of(np.delete(people.shapes, person, 0), people.faces)
         truth = Surface(people.shapes[person] * scale, people.faces)
         found[f"smooth {person}"] = [_completed(prior, truth, SMOOTH_GAPS[person % len(SMOOTH_GAPS)])]
         report((person + 1) / len(people.scales))
@@ -103,7 +103,7 @@ def sharp_errors(people, files, report):
     Returns:
         {name of the person: list of `Errors`}.
     """
-    found, prior = {}, _prior(people.shapes, people.faces)
+    found, prior = {}, prior_of(people.shapes, people.faces)
     for number, path in enumerate(files):
         right = transformed(read_surface(path), side_to_right(SIDES[path.stem[-1]]))
         matrix = start(prior, VisibleSurface.whole(right))
@@ -114,7 +114,18 @@ def sharp_errors(people, files, report):
     return found
 
 
-def _prior(shapes, faces):
+def smooth_tibiae(bones):
+    """The smooth people's tibiae, `priortraining.People`, out of the folder of the training bones.
+
+    Raises:
+        InputError: the folder lacks them.
+    """
+    with np.load(people_archive(bones), allow_pickle=False) as file:
+        return upright_people(file, "tibia", FRAMES["tibia"], TEMPLATE_SPACING_MM["tibia"])
+
+
+def prior_of(shapes, faces):
+    """`ShapePrior` of some smooth people's shapes (p, n, 3), with the mode of torsion."""
     mean, modes = principal_modes(shapes, MODES)
     return with_torsion(ShapePrior(mean, faces, modes, KERNELS, LOG_SCALE_SD))
 
@@ -209,9 +220,7 @@ def add_arguments(parser):
 def run(arguments):
     """Run `bonerecon evaluate confidence`."""
     progress = Progress({"reading": 1, "smooth people": 20, "sharp people": 10})
-    archive, files = people_archive(arguments.bones), sharp_files(arguments.bones)["tibia"]
-    with np.load(archive, allow_pickle=False) as file:
-        people = upright_people(file, "tibia", FRAMES["tibia"], TEMPLATE_SPACING_MM["tibia"])
+    people, files = smooth_tibiae(arguments.bones), sharp_files(arguments.bones)["tibia"]
     progress.report("reading", 1.0)
     found = smooth_errors(people, lambda fraction: progress.report("smooth people", fraction))
     found |= sharp_errors(people, files, lambda fraction: progress.report("sharp people", fraction))
