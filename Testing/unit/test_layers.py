@@ -69,6 +69,7 @@ NEEDS = {
     "TibiaCompletionLib.evaluation.fragmentcases": {"vtk"},
     "TibiaCompletionLib.evaluation.fragments": {"vtk"},
     "TibiaCompletionLib.evaluation.legscenes": {"vtk"},
+    "TibiaCompletionLib.evaluation.motions": {"vtk"},
     "TibiaCompletionLib.evaluation.otherleg": {"torch", "vtk"},
     "TibiaCompletionLib.evaluation.people": {"vtk"},
     "TibiaCompletionLib.evaluation.pictures": {"vtk"},
