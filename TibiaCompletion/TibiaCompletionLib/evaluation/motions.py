@@ -79,14 +79,14 @@ def table(savings):
     Args:
         savings: {(kind, `DISPLACED` or `IN_PLACE`): list of savings}.
     """
-    lines = [f"{'':22}{'':11}{'n':>4}{'least':>8}{'median':>8}{'most':>8}   wrong by {COST_OF_A_MOTION:g}"]
+    lines = [f"{'':26}{'':11}{'n':>4}{'least':>8}{'median':>8}{'most':>8}   wrong by {COST_OF_A_MOTION:g}"]
     for how in (DISPLACED, IN_PLACE):
         own = {kind: values for (kind, found), values in savings.items() if found == how}
         for kind, values in [*own.items(), ("all", sum(own.values(), []))]:
             if values:
                 wrong = sum((value > COST_OF_A_MOTION) != (how == DISPLACED) for value in values)
                 figures = "".join(f"{figure:8.1f}" for figure in (min(values), np.median(values), max(values)))
-                lines.append(f"{kind:22}{how:11}{len(values):4}{figures}{wrong:8}")
+                lines.append(f"{kind:26}{how:11}{len(values):4}{figures}{wrong:8}")
     return "\n".join(lines)
 
 
