@@ -455,7 +455,8 @@ def _apart(points, part, index=slice(None)):
 
 def _tree(points):
     """A kd-tree that is quickly built: most are asked no more often than they have points."""
-    return cKDTree(points, leafsize=24, balanced_tree=False, compact_nodes=False)  # leaves of 24 are built and asked a tenth faster than of 16
+    # Leaves of 24 are built and asked a tenth faster than SciPy's of 16.
+    return cKDTree(points, leafsize=24, balanced_tree=False, compact_nodes=False)
 
 
 def _contact_rows(contact, surface, axis, noise):
