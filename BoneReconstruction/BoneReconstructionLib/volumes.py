@@ -412,7 +412,7 @@ class _Buffer:
 
 
 def _pixels(image) -> np.ndarray:
-    """A SimpleITK image's voxels [k, j, i], or with components, without a copy; the image must not be used elsewhere."""
+    """A SimpleITK image's voxels [k, j, i], or with components, uncopied; the image must not be used elsewhere."""
     return np.asarray(_Buffer(image))
 
 

@@ -15,11 +15,11 @@ from TibiaCompletionLib.shapecompletion import LATERAL_GAP_MM, MEDIAL_GAP_MM
 # Smallest distances between femur and tibia in CTs without load, see `shapecompletion`.
 PUBLISHED_MM = {"medial": 1.8, "lateral": 2.9}
 BONES = ("femur", "tibia", "fibula", "patella")
-ACROSS = np.array([0.0, 0.0, 1.0])
+ALONG = np.array([0.0, 0.0, 1.0])
 
 
 def in_the_knee(chosen, knee):
-    """Vertices of the knee prior's tibia that lie where some of the tibia prior's do; only the knee's ends far below."""
+    """Vertices of the knee prior's tibia, which is cut off below, that lie where some of the tibia prior's do."""
     mean = tibia_prior().mean
     heads = [bone[bone[:, 2] > bone[:, 2].max() - 40] for bone in (mean, knee)]
     shift = heads[1].max(0) + heads[1].min(0) - heads[0].max(0) - heads[0].min(0)
@@ -38,6 +38,7 @@ def test_knees_with_the_published_gaps_have_those_of_the_completion():
             pose = KneePose(flexion, medial_gap_mm=PUBLISHED_MM["medial"], lateral_gap_mm=PUBLISHED_MM["lateral"])
             femur = transform_points(assembly.assemble(bones, pose)["femur"], bones["femur"])
             surface = Surface(bones["tibia"], tibia.faces)
-            rows = [_contact_rows(JointContact(plateau, femur, 1, 0.0, 1.0), surface, ACROSS, 0.0) for plateau in plateaus]
+            contacts = [JointContact(plateau, femur, 1, 0.0, 1.0) for plateau in plateaus]
+            rows = [_contact_rows(contact, surface, ALONG, 0.0) for contact in contacts]
             found.append([one.residual.mean() for one in rows])
     assert np.mean(found, 0) == pytest.approx([MEDIAL_GAP_MM[0], LATERAL_GAP_MM[0]], abs=0.3)

@@ -69,8 +69,8 @@ def saving(bones, person, kind, how):
     if visible.pieces == 1:
         return None
     begin = start(replace(prior, kernels=()), visible)
-    together, apart = (fit(prior, visible, begin, displaced).cost for displaced in (False, True))
-    return (together - apart) / (visible.pieces - 1)
+    still, moved = (fit(prior, visible, begin, displaced).cost for displaced in (False, True))
+    return (still - moved) / (visible.pieces - 1)
 
 
 def table(savings):
@@ -105,7 +105,8 @@ def _grid(truth):
 
 def _broken(truth, kind, seed, displaced):
     """(tibia, mask) of a bone with a fracture, bool volumes."""
-    labels, mask = displaced_labels(voxelize(truth, *_grid(truth)), draw_fracture(truth, "right", kind, seed, displaced))
+    fracture = draw_fracture(truth, "right", kind, seed, displaced)
+    labels, mask = displaced_labels(voxelize(truth, *_grid(truth)), fracture)
     return Volume(labels.array > 0, labels.ijk_to_ras), mask
 
 
@@ -126,7 +127,7 @@ def add_arguments(parser):
     """Declare the arguments of `bonerecon evaluate motions`."""
     parser.add_argument("--bones", required=True, type=Path, metavar="FOLDER", help="the folder of the training bones")
     parser.add_argument("--people", type=positive, default=PEOPLE, metavar="N", help=f"how many (default {PEOPLE})")
-    parser.add_argument("--jobs", type=positive, default=DEFAULT_JOBS, metavar="N", help="parallel processes (default 2)")
+    parser.add_argument("--jobs", type=positive, default=DEFAULT_JOBS, metavar="N", help="processes (default 2)")
 
 
 def run(arguments):
