@@ -92,15 +92,7 @@ class SurfaceLocator:
         Raises:
             InputError: points of another shape or not finite.
         """
-        points = _checked(points)
-        feet, distances, faces = np.empty((len(points), 3)), np.empty(len(points)), np.empty(len(points), np.int64)
-
-        def work(block):
-            found = self._feet(points[block])
-            feet[block], distances[block], faces[block] = found.points, found.distances, found.faces
-
-        in_blocks(work, len(points), _BLOCK)
-        return feet, distances, faces
+        return self._closest(points, with_sign=False)
 
     def signed(self, points: np.ndarray) -> np.ndarray:
         """Signed distances (n,), mm, alone; see `closest_signed`."""
@@ -113,14 +105,18 @@ class SurfaceLocator:
         surfaces, at sharp edges and corners as well. An open surface has a front, positive, and a back, negative;
         beyond its rim neither means much.
         """
+        return self._closest(points, with_sign=True)
+
+    def _closest(self, points, with_sign):
         points = _checked(points)
         feet, distances, faces = np.empty((len(points), 3)), np.empty(len(points)), np.empty(len(points), np.int64)
 
         def work(block):
             found = self._feet(points[block])
-            outward = _dot((points[block] - found.points).T, self._pseudonormals(found))
-            feet[block], faces[block] = found.points, found.faces
-            distances[block] = np.where(outward < 0, -found.distances, found.distances)
+            feet[block], distances[block], faces[block] = found.points, found.distances, found.faces
+            if with_sign:
+                outward = _dot((points[block] - found.points).T, self._pseudonormals(found))
+                distances[block] = np.where(outward < 0, -found.distances, found.distances)
 
         in_blocks(work, len(points), _BLOCK)
         return feet, distances, faces

@@ -10,11 +10,11 @@ from BoneReconstructionLib.kneeassembly import KneeAssembly, KneePose
 from BoneReconstructionLib.shapefitting import JointContact, _contact_rows
 from BoneReconstructionLib.shapeprior import load_prior
 from BoneReconstructionLib.surfaces import Surface
+from BoneReconstructionLib.virtualknees import BONES, MODEL
 from TibiaCompletionLib.shapecompletion import LATERAL_GAP_MM, MEDIAL_GAP_MM
 
 # Smallest distances between femur and tibia in CTs without load, see `shapecompletion`.
 PUBLISHED_MM = {"medial": 1.8, "lateral": 2.9}
-BONES = ("femur", "tibia", "fibula", "patella")
 ALONG = np.array([0.0, 0.0, 1.0])
 
 
@@ -27,7 +27,7 @@ def in_the_knee(chosen, knee):
 
 
 def test_knees_with_the_published_gaps_have_those_of_the_completion():
-    priors = {bone: load_prior("knee-prior", bone) for bone in BONES}
+    priors = {bone: load_prior(MODEL, bone) for bone in BONES}
     assembly, generator, tibia = KneeAssembly(priors), np.random.default_rng(0), priors["tibia"]
     plateaus = [in_the_knee(getattr(landmarks(), f"{name}_plateau"), tibia.mean) for name in PUBLISHED_MM]
     found = []

@@ -216,10 +216,10 @@ def leaks(case, side, surface, motions=None):
     near = cKDTree(surface.vertices).query(placed.surface.vertices[vertices], distance_upper_bound=LEAK_MM)[0]
     vertices = vertices[np.isinf(near)]
     outside[vertices] = locator.signed(placed.surface.vertices[vertices]) > LEAK_MM
-    patch = _patches(shown.surface.faces, outside)
     if not outside.any():
         return Leaks(0.0, "", outside)
 
+    patch = _patches(shown.surface.faces, outside)
     points, voxel_ml = _visible_voxels(case, side)
     nearest = shown.tree.query(points)[1]
     points, nearest = points[outside[nearest]], nearest[outside[nearest]]
